@@ -1,0 +1,5 @@
+"""``python -m ganexport``."""
+
+from ganexport.cli.main import main
+
+main()

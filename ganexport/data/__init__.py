@@ -1,0 +1,1 @@
+"""Training data: embedded MNIST, idx files, image folders, arrays."""

@@ -1,0 +1,1 @@
+"""Named passes that make a module exportable."""

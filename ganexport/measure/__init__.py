@@ -1,0 +1,1 @@
+"""Run candidates fairly: a process each, one active at a time."""

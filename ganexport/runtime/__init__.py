@@ -1,0 +1,1 @@
+"""Runners: one engine running one file of an artifact, without torch."""
