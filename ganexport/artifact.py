@@ -260,11 +260,11 @@ def write_atomic(destination: Path, content: bytes) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, destination)
+            Path(name).chmod(0o644)
+            Path(name).replace(destination)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(name)
+                Path(name).unlink()
             raise
 
 
@@ -327,20 +327,20 @@ class ArtifactWriter:
                 if path.is_file():
                     with path.open("rb") as stream:
                         os.fsync(stream.fileno())
-            os.chmod(self.folder, 0o755)
+            self.folder.chmod(0o755)  # noqa: S103 - readable like any folder; mkdtemp makes it private
             self._swap()
         return Artifact(self.destination)
 
     def _swap(self) -> None:
         if not self.destination.exists():
-            os.rename(self.folder, self.destination)
+            self.folder.rename(self.destination)
             return
         old = Path(tempfile.mkdtemp(prefix=f".{self.destination.name}.old.", dir=self.folder.parent))
-        os.rename(self.destination, old / "artifact")
+        self.destination.rename(old / "artifact")
         try:
-            os.rename(self.folder, self.destination)
+            self.folder.rename(self.destination)
         except OSError:
-            os.rename(old / "artifact", self.destination)
+            (old / "artifact").rename(self.destination)
             raise
         finally:
             shutil.rmtree(old, ignore_errors=True)

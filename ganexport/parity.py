@@ -170,7 +170,8 @@ class Comparison:
         """
         if reference.shape != candidate.shape:
             self.failures.append(
-                f"{self.name}: shape {list(candidate.shape)} where the reference has {list(reference.shape)} (input set {input_set})"
+                f"{self.name}: shape {list(candidate.shape)} where the reference has {list(reference.shape)} "
+                f"(input set {input_set})"
             )
             return
         if reference.ndim == 0:
@@ -228,9 +229,8 @@ class Comparison:
                 f"{self.name}: worst sample {result.worst_psnr:.1f} dB, needs {floor:.1f} dB ({row.precision})"
             )
         if row.max_abs is not None and result.max_abs > row.max_abs * result.peak:
-            failures.append(
-                f"{self.name}: largest error {result.max_abs:.3g}, allowed {row.max_abs * result.peak:.3g} ({row.precision})"
-            )
+            allowed = row.max_abs * result.peak
+            failures.append(f"{self.name}: largest error {result.max_abs:.3g}, allowed {allowed:.3g} ({row.precision})")
         return failures
 
 

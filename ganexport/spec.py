@@ -401,7 +401,12 @@ def parse_call(text: str) -> dict[str, Any]:
     """
     try:
         node = ast.parse(f"f({text})", mode="eval").body
-        if not isinstance(node, ast.Call) or node.args or any(k.arg is None for k in node.keywords):
+        if (
+            not isinstance(node, ast.Call)
+            or not isinstance(node.func, ast.Name)
+            or node.args
+            or any(k.arg is None for k in node.keywords)
+        ):
             raise ValueError
         return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     except (SyntaxError, ValueError, RecursionError, MemoryError):

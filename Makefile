@@ -1,0 +1,49 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+STAGE ?= all
+# GANEXPORT_GPU_DEADLINE: seconds after which `make gpu` starts nothing new.
+GANEXPORT_GPU_DEADLINE ?= 540
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench gpu clean
+
+help: ## Show this list
+	@awk 'BEGIN{FS=":.*## "} /^[a-z-]+:.*## /{printf "  make %-10s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml CMakeLists.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## Make .venv with everything the demo and the tests need
+
+demo: $(VENV)/.installed ## Train on real MNIST, convert, verify, generate, benchmark, report (about 6 minutes)
+	$(BIN)/python -m benchmarks.demo --output $(DEMO)
+
+test: $(VENV)/.installed ## Run all tests but the long trainings
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed ## Run the long trainings and full matrices too (hours on two cores)
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.installed ## Check style, types and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed ## Rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed ## Measure this machine: ours against the stock backends
+	$(BIN)/python -m benchmarks.inference
+
+gpu: ## Turn a machine with a GPU into evidence (works from the source tree, installs nothing)
+	STAGE=$(STAGE) GANEXPORT_GPU_DEADLINE=$(GANEXPORT_GPU_DEADLINE) PYTHONPATH=.:$$PYTHONPATH \
+	  $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu
+
+clean: ## Remove what make made (the virtual environment, builds, the demo)
+	rm -rf $(VENV) build dist $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis
