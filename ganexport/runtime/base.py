@@ -145,16 +145,17 @@ def _check_feed(tensor: Any, array: Array) -> Array:
             array.dtype.kind == wanted.kind or (array.dtype.kind in "iu" and wanted.kind in "iuf")
         ):
             raise UsageError(f"input {tensor.name!r} has dtype {array.dtype}, wanted {wanted}")
-        array = array.astype(wanted)
+        converted = array.astype(wanted)
+        if wanted.kind in "iu" and not np.array_equal(converted, array):
+            raise UsageError(f"input {tensor.name!r} holds numbers that do not fit {wanted}")
+        array = converted
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UsageError(f"input {tensor.name!r} holds NaN or infinite values")
-    if (
-        isinstance(tensor.sampler, Label)
-        and array.size
-        and not (int(array.min()) >= 0 and int(array.max()) < tensor.sampler.classes)
-    ):
-        raise UsageError(
-            f"input {tensor.name!r} holds label {int(array.max()) if int(array.max()) >= tensor.sampler.classes else int(array.min())}, "
-            f"allowed are 0 to {tensor.sampler.classes - 1}"
-        )
+    if isinstance(tensor.sampler, Label) and array.size:
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= tensor.sampler.classes:
+            wrong = low if low < 0 else high
+            raise UsageError(
+                f"input {tensor.name!r} holds label {wrong}, allowed are 0 to {tensor.sampler.classes - 1}"
+            )
     return np.asarray(array, order="C")
