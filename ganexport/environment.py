@@ -1,0 +1,250 @@
+"""What a figure was measured on: processor, memory, system, libraries, GPU and its state.
+
+Nothing here identifies a person or a place: no host name, user name or path. Libraries are asked
+for their versions through package metadata, so nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+#: Library → the distributions that may provide it, the first that is installed counts.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "numpy": ("numpy",),
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "onnx": ("onnx",),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt_rtx_cu13", "tensorrt-rtx", "tensorrt_rtx"),
+    "triton": ("triton",),
+    "cuda-bindings": ("cuda-bindings",),
+    "msgspec": ("msgspec",),
+}
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+
+
+def describe() -> dict[str, Any]:
+    """The conditions of a measurement, as plain JSON values.
+
+    Returns:
+        ``cpu`` (model, cores, affinity, frequency), ``memory_bytes``, ``os``, ``python``,
+        ``libraries`` (name → version, None when not installed), ``gpus`` (one mapping each, empty
+        without an NVIDIA driver), ``load_average`` and the thread-count ``variables`` that were set.
+    """
+    return {
+        "cpu": _cpu(),
+        "memory_bytes": _memory(),
+        # The release without its build suffix, which may name the machine's owner.
+        "os": " ".join([platform.system(), *re.findall(r"^\d+(?:\.\d+)*", platform.release())]),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "libraries": versions(),
+        "gpus": gpus(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Version of each of :data:`LIBRARIES`, and of ganexport; None when it is not installed."""
+    import ganexport
+
+    return {"ganexport": ganexport.__version__} | {name: _version(names) for name, names in LIBRARIES.items()}
+
+
+def device_key(environment: dict[str, Any]) -> str:
+    """A short folder name for a machine's results: its GPU's name, else its processor's and core count."""
+    if environment.get("gpus"):
+        name = str(environment["gpus"][0].get("name") or "gpu")
+    else:
+        cpu = environment.get("cpu", {})
+        name = f"{cpu.get('model') or 'cpu'} {cpu.get('affinity') or cpu.get('logical') or 1} cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _cpu() -> dict[str, Any]:
+    text = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    frequency = re.search(r"^cpu MHz\s*:\s*([\d.]+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    present = set(flags.group(1).split()) if flags else set()
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve")
+    return {
+        "model": model.group(1).strip() if model else platform.processor() or None,
+        "logical": os.cpu_count(),
+        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "mhz": float(frequency.group(1)) if frequency else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        "virtual": " hypervisor " in f" {flags.group(1)} " if flags else None,
+        "features": [name for name in wanted if name in present],
+    }
+
+
+def _memory() -> int | None:
+    total = re.search(r"^MemTotal:\s*(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    sizes = [int(total.group(1)) * 1024] if total else []
+    if limit.isdigit():
+        sizes.append(int(limit))
+    return min(sizes) if sizes else None
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+@cache
+def _nvml() -> ctypes.CDLL | None:
+    """NVIDIA's management library, initialised; None where there is no driver."""
+    name = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+    try:
+        library = ctypes.CDLL(name)
+        return library if library.nvmlInit_v2() == 0 else None
+    except (OSError, AttributeError):
+        return None
+
+
+def _handle(library: ctypes.CDLL, index: int) -> ctypes.c_void_p | None:
+    handle = ctypes.c_void_p()
+    return handle if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0 else None
+
+
+def _text(function: Any, *arguments: Any) -> str | None:
+    buffer = ctypes.create_string_buffer(96)
+    return buffer.value.decode(errors="replace") if function(*arguments, buffer, 96) == 0 else None
+
+
+def _number(function: Any, *arguments: Any, kind: Any = ctypes.c_uint) -> int | None:
+    value = kind()
+    return int(value.value) if function(*arguments, ctypes.byref(value)) == 0 else None
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Every NVIDIA GPU: name, driver, memory, clocks and temperature now; empty without a driver."""
+    library = _nvml()
+    if library is None:
+        return _gpus_from_command()
+    count = _number(library.nvmlDeviceGetCount_v2) or 0
+    return [found for index in range(count) if (found := _gpu(library, index))]
+
+
+def _gpu(library: ctypes.CDLL, index: int) -> dict[str, Any] | None:
+    handle = _handle(library, index)
+    if handle is None:
+        return None
+    memory = _Memory()
+    has_memory = library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    capability = library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor)) == 0
+    return {
+        "name": _text(library.nvmlDeviceGetName, handle),
+        "driver": _text(library.nvmlSystemGetDriverVersion),
+        "compute_capability": f"{major.value}.{minor.value}" if capability else None,
+        "memory_bytes": memory.total if has_memory else None,
+        "max_sm_mhz": _number(library.nvmlDeviceGetMaxClockInfo, handle, 1),
+        "max_memory_mhz": _number(library.nvmlDeviceGetMaxClockInfo, handle, 2),
+        "power_limit_watts": _watts(library, handle),
+        **gpu_state(index),
+    }
+
+
+def _watts(library: ctypes.CDLL, handle: ctypes.c_void_p) -> float | None:
+    milliwatts = _number(library.nvmlDeviceGetEnforcedPowerLimit, handle)
+    return None if milliwatts is None else milliwatts / 1000
+
+
+def gpu_state(index: int = 0) -> dict[str, Any]:
+    """What changes while measuring: clocks, temperature, throttling, memory in use; empty without a driver."""
+    library = _nvml()
+    handle = _handle(library, index) if library is not None else None
+    if library is None or handle is None:
+        return {}
+    reasons = _number(library.nvmlDeviceGetCurrentClocksThrottleReasons, handle, kind=ctypes.c_ulonglong) or 0
+    memory = _Memory()
+    used = memory.used if library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0 else None
+    return {
+        "sm_mhz": _number(library.nvmlDeviceGetClockInfo, handle, 1),
+        "memory_mhz": _number(library.nvmlDeviceGetClockInfo, handle, 2),
+        "temperature": _number(library.nvmlDeviceGetTemperature, handle, 0),
+        # Idle (bit 0) and the clocks setting (bit 1) are no throttling.
+        "throttled": bool(reasons & ~0b11),
+        "memory_used_bytes": used,
+    }
+
+
+def energy_joules(index: int | None = None) -> float | None:
+    """A counter of energy used so far: of GPU ``index`` (NVML), or of the processor packages (RAPL) with None.
+
+    Returns:
+        Joules since some moment in the past; differences count. None where the machine has no counter.
+    """
+    if index is not None:
+        library = _nvml()
+        handle = _handle(library, index) if library is not None else None
+        if library is None or handle is None:
+            return None
+        millijoules = _number(library.nvmlDeviceGetTotalEnergyConsumption, handle, kind=ctypes.c_ulonglong)
+        return None if millijoules is None else millijoules / 1000
+    packages = [_read(str(path)).strip() for path in Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")]
+    readable = [int(text) for text in packages if text.isdigit()]
+    return sum(readable) / 1e6 if readable else None
+
+
+def _gpus_from_command() -> list[dict[str, Any]]:
+    """The same through nvidia-smi, where the library cannot be loaded but the command is there."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    fields = "name,driver_version,compute_cap,memory.total,clocks.sm,temperature.gpu"
+    try:
+        text = subprocess.run(
+            [command, f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in text.strip().splitlines():
+        name, driver, capability, memory, clock, temperature = ([*map(str.strip, line.split(",")), *[""] * 6])[:6]
+        found.append(
+            {
+                "name": name,
+                "driver": driver,
+                "compute_capability": capability,
+                "memory_bytes": int(float(memory)) << 20 if memory.replace(".", "").isdigit() else None,
+                "sm_mhz": int(clock) if clock.isdigit() else None,
+                "temperature": int(temperature) if temperature.isdigit() else None,
+            }
+        )
+    return found
