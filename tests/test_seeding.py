@@ -35,9 +35,7 @@ def doc_tables() -> list[list[float]]:
         line.strip("| ").split("|") for line in DOC.splitlines() if line.startswith(tuple(f"| {k} |" for k in range(8)))
     ]
     assert len(rows) == 24
-    return [
-        [float(row[column]) for row in rows[block * 8 : block * 8 + 8]] for block in range(3) for column in (1, 2)
-    ]
+    return [[float(row[column]) for row in rows[block * 8 : block * 8 + 8]] for block in range(3) for column in (1, 2)]
 
 
 A, B, C, D, E, F = doc_tables()
