@@ -21,7 +21,22 @@ $(VENV)/.installed: pyproject.toml CMakeLists.txt
 setup: $(VENV)/.installed ## Make .venv with everything the demo and the tests need
 
 demo: $(VENV)/.installed ## Train on real MNIST, convert, verify, generate, benchmark, report (about 6 minutes)
-	$(BIN)/python -m benchmarks.demo --output $(DEMO)
+	rm -rf $(DEMO) && mkdir -p $(DEMO)
+	$(BIN)/ganexport train dcgan-mnist --out $(DEMO)/run
+	$(BIN)/ganexport convert $(DEMO)/run --to torchscript --to onnx --to trt -o $(DEMO)/digits
+	$(BIN)/ganexport verify $(DEMO)/digits
+	$(BIN)/ganexport generate $(DEMO)/digits -n 64 --seed 7 -o $(DEMO)/grid.png
+	$(BIN)/ganexport bench $(DEMO)/run $(DEMO)/digits --batch 1,16,64 -o $(DEMO)/bench.json --html $(DEMO)/report.html
+	@echo
+	@echo "Trained, converted, verified, benchmarked:"
+	@echo "  $(DEMO)/grid.png     64 digits, made by the exported generator: look at it"
+	@echo "  $(DEMO)/report.html  latency and throughput of every backend on this machine"
+	@echo "  $(DEMO)/digits/      the artifact: TorchScript, ONNX, a TensorRT engine, manifest.json"
+	@echo "  $(DEMO)/run/         the training run: checkpoints, samples, metrics, learning curves"
+	@echo "Next, try:"
+	@echo "  $(BIN)/ganexport generate $(DEMO)/digits -n 10 --seed 8 -o $(DEMO)/images"
+	@echo "  $(BIN)/ganexport evaluate $(DEMO)/digits"
+	@echo "  $(BIN)/ganexport recipes"
 
 test: $(VENV)/.installed ## Run all tests but the long trainings
 	$(BIN)/python -m pytest

@@ -78,7 +78,8 @@ def prepare_images(images: NDArray[np.uint8]) -> Tensor:
     """
     if images.ndim != 4 or images.shape[-1] != 1:
         raise DataError(f"the digit classifier takes grey images [N, H, W, 1], got {list(images.shape)}")
-    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+    tensor = torch.from_numpy(np.array(images))  # a copy: callers may hold read-only arrays
+    tensor = tensor.permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
     if tensor.shape[-2:] == (32, 32):
         return tensor[..., 2:30, 2:30]
     if tensor.shape[-2:] != (SIZE, SIZE):

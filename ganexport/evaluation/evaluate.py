@@ -1,0 +1,181 @@
+"""Quality of a generator's images against real ones, every figure with its conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ganexport.errors import DataError, UsageError
+from ganexport.evaluation.metrics import bootstrap, frechet_distance, kernel_distance, nearest, neighbour_metrics
+
+Images = NDArray[np.uint8]
+
+#: The neighbour metrics and the memorisation check are quadratic: they use at most this many images a side.
+NEIGHBOUR_LIMIT = 10_000
+#: A generated image is called a copy when it is nearer to a training image than this share of the training
+#: images are to their own nearest other training image.
+COPY_PERCENTILE = 1.0
+
+
+class Memorisation(msgspec.Struct, frozen=True):
+    """Are the generated images copies of training images?
+
+    Attributes:
+        copies: Share of generated images nearer to a training image than ``threshold``.
+        threshold: Pixel distance (root of summed squares, values in 0..1) that 1% of the training images
+            undercut among themselves.
+        median_ratio: Median distance of generated images to their nearest training image, over the
+            median distance between nearest training images. About 1 for new images, 0 for copies.
+    """
+
+    copies: float
+    threshold: float
+    median_ratio: float
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether more images are copies than chance explains (1% by construction for real data)."""
+        return self.copies > 0.05
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """All figures of one evaluation.
+
+    Attributes:
+        source: What made the images.
+        data: The real images: name and split.
+        generated: Number of generated images.
+        real: Number of real images.
+        seed: Seed of the latents.
+        backbone: What the features are and at which size images enter it.
+        frechet: Fréchet distance of the features.
+        frechet_interval: 95% bootstrap interval over the generated images.
+        kernel: Kernel distance and its standard error over subsets.
+        precision: Share of generated images inside the real manifold.
+        recall: Share of real images inside the generated manifold.
+        density: Average number of real balls around a generated image, over k.
+        coverage: Share of real images whose ball holds a generated image.
+        class_shares: Share of each class by the classifier; empty for backbones without classes.
+        confidence: Mean of the classifier's largest probability.
+        memorisation: Comparison with the nearest training images.
+    """
+
+    source: str
+    data: str
+    generated: int
+    real: int
+    seed: int
+    backbone: str
+    frechet: float
+    frechet_interval: tuple[float, float]
+    kernel: tuple[float, float]
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    class_shares: tuple[float, ...]
+    confidence: float
+    memorisation: Memorisation
+
+
+def evaluate_images(fake: Images, real: Images, *, source: str, data: str, seed: int, rounds: int = 30) -> Evaluation:
+    """Compare generated with real images by the digit classifier's features.
+
+    Args:
+        fake: Generated uint8 images [N, H, W, 1].
+        real: Real uint8 images [M, h, w, 1].
+        source: What made them, for the record.
+        data: Name and split of the real images, for the record.
+        seed: Seed of the latents, for the record.
+        rounds: Bootstrap resamples.
+
+    Raises:
+        DataError: Not grey images.
+        UsageError: Too few images.
+    """
+    from ganexport.evaluation.classifier import classify, load_classifier
+
+    if min(len(fake), len(real)) < 100:
+        raise UsageError(f"needs at least 100 images on each side, got {len(fake)} generated and {len(real)} real")
+    model = load_classifier()
+    fake_features, probabilities = classify(model, fake)
+    real_features, _ = classify(model, real)
+
+    def distance(features: NDArray[Any]) -> float:
+        return frechet_distance(real_features, features)
+
+    neighbours = neighbour_metrics(real_features[:NEIGHBOUR_LIMIT], fake_features[:NEIGHBOUR_LIMIT])
+    shares = np.bincount(probabilities.argmax(1), minlength=probabilities.shape[1]) / len(probabilities)
+    return Evaluation(
+        source,
+        data,
+        len(fake),
+        len(real),
+        seed,
+        "digit classifier, 84 features, 28x28 grey",
+        distance(fake_features),
+        bootstrap(distance, fake_features, rounds=rounds),
+        kernel_distance(real_features, fake_features),
+        neighbours["precision"],
+        neighbours["recall"],
+        neighbours["density"],
+        neighbours["coverage"],
+        tuple(float(share) for share in shares),
+        float(probabilities.max(1).mean()),
+        memorisation(fake[:NEIGHBOUR_LIMIT], real[:NEIGHBOUR_LIMIT]),
+    )
+
+
+def memorisation(fake: Images, real: Images) -> Memorisation:
+    """Compare each generated image's nearest training image with the training set's own neighbours.
+
+    Args:
+        fake: uint8 [N, H, W, C].
+        real: uint8 [M, h, w, C]; resized to the generated size when they differ.
+
+    Raises:
+        DataError: Different channels.
+    """
+    if fake.shape[-1] != real.shape[-1]:
+        raise DataError(f"generated images have {fake.shape[-1]} channels, the real ones {real.shape[-1]}")
+    if fake.shape[1:3] != real.shape[1:3]:
+        real = _resize(real, (fake.shape[1], fake.shape[2]))
+    queries = fake.reshape(len(fake), -1).astype(np.float32) / 255.0
+    references = real.reshape(len(real), -1).astype(np.float32) / 255.0
+    _, distances = nearest(queries, references)
+    # Half against half: every training image against others, never against itself.
+    half = len(references) // 2
+    _, own = nearest(references[:half], references[half : 2 * half])
+    threshold = float(np.percentile(own, COPY_PERCENTILE))
+    return Memorisation(
+        float((distances < threshold).mean()), threshold, float(np.median(distances) / max(np.median(own), 1e-12))
+    )
+
+
+def _resize(images: Images, size: tuple[int, int]) -> Images:
+    from PIL import Image
+
+    def one(image: Images) -> Images:
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        return resized[..., None] if resized.ndim == 2 else resized
+
+    return np.stack([one(image) for image in images])
+
+
+def collect(
+    generate: Callable[[int, int], Images], n: int, batch_size: int, advance: Callable[[int], None] = lambda _: None
+) -> Images:
+    """Gather n images from ``generate(start, count)``, telling ``advance`` of every batch."""
+
+    def parts() -> Iterator[Images]:
+        for start in range(0, n, batch_size):
+            images = generate(start, min(batch_size, n - start))
+            advance(len(images))
+            yield images
+
+    return np.concatenate(list(parts()))
