@@ -1,0 +1,53 @@
+"""What one candidate gave under one set of sizes, gathered turn by turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ganexport import stats
+
+
+class Cell:
+    """Samples by series, where the rounds end, and what the machine said after each turn."""
+
+    def __init__(self) -> None:
+        self.series: dict[str, list[int]] = {}
+        self.round_sizes: dict[str, list[int]] = {}
+        self.turns: list[dict[str, Any]] = []
+        self.warm: dict[str, Any] = {}
+        self.items = 1
+
+    def add(self, turn: dict[str, Any]) -> None:
+        """Take the answer to one ``turn`` command."""
+        for name, samples in turn["series"].items():
+            self.series.setdefault(name, []).extend(samples)
+            self.round_sizes.setdefault(name, []).append(len(samples))
+        self.turns.append({key: value for key, value in turn.items() if key != "series"})
+
+    def facts(self) -> dict[str, Any]:
+        """Single figures over all turns: memory, threads, energy, GPU state, a leak."""
+        last = self.turns[-1]
+        found: dict[str, Any] = {
+            "round_sizes": self.round_sizes,
+            "peak_host_bytes": last["memory"].get("peak_bytes"),
+            "process_threads": last["memory"].get("threads"),
+            "cores_used": round(sum(t["cores"] for t in self.turns) / len(self.turns), 2),
+        }
+        if last["device_peak_bytes"] is not None:
+            found["peak_device_bytes"] = last["device_peak_bytes"]
+        joules = [t["joules"] for t in self.turns if t["joules"] is not None]
+        made = sum(t["energy_items"] for t in self.turns)
+        if joules and made and "pipelined" not in self.series:
+            found["joules_per_1000"] = sum(joules) / made * 1000
+        states = [t["gpu"] for t in self.turns if t["gpu"]]
+        if states:
+            found["gpu"] = {
+                "throttled_turns": sum(s["throttled"] for s in states),
+                "sm_mhz": [s["sm_mhz"] for s in states],
+                "temperature": [s["temperature"] for s in states],
+            }
+        resident = [t["memory"].get("resident_bytes", 0) for t in self.turns]
+        leak = stats.growth([t["runs"] for t in self.turns], resident)
+        if leak.leaking:
+            found["leaked_bytes_per_run"] = leak.bytes_per_run
+        return found
