@@ -1,0 +1,1 @@
+"""What is made from ONNX without torch: rewrites, precisions, engines."""

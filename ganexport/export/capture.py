@@ -1,0 +1,141 @@
+"""``torch.export`` with the spec's dimensions; what it refuses is told in the user's terms.
+
+The program is captured with explicit dimensions, never through the exporters' fallbacks: those
+write a fixed batch without a word when the code specializes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ganexport.errors import ExportError
+from ganexport.export.prepare._location import foreign, innermost
+from ganexport.export.wrapped import Wrapped, tensors_of
+from ganexport.seeding import latents
+from ganexport.spec import BATCH, Dim, GeneratorSpec
+
+
+def example_sizes(spec: GeneratorSpec) -> dict[str, int]:
+    """Sizes shown to the exporters: neither 0 nor 1, which torch treats specially, and small."""
+    sizes = {}
+    for dim in spec.dims:
+        wanted = 3 if dim.name == BATCH else max(dim.min, 2 * dim.step)
+        sizes[dim.name] = min(max(dim.min, -(-wanted // dim.step) * dim.step), dim.max)
+    return sizes
+
+
+def example_inputs(spec: GeneratorSpec) -> tuple[torch.Tensor, ...]:
+    """Inputs at :func:`example_sizes`."""
+    sizes = example_sizes(spec)
+    return tensors_of(spec, latents(spec, 0, 0, sizes.get(BATCH, 1), sizes=sizes))
+
+
+def _symbol(dim: Dim) -> Any:
+    """torch.export's dimension: a multiple of a symbol where there is a step."""
+    if dim.step == 1:
+        return torch.export.Dim(f"_{dim.name}", min=dim.min, max=dim.max)
+    steps = torch.export.Dim(f"_{dim.name}_steps", min=dim.min // dim.step, max=dim.max // dim.step)
+    return dim.step * steps
+
+
+def dynamic_shapes(spec: GeneratorSpec) -> tuple[Any, ...]:
+    """For a forward of ``*inputs``: one mapping from axis to dimension an input."""
+    symbols = {dim.name: _symbol(dim) for dim in spec.dims if not dim.static}
+    return (
+        tuple(
+            {axis: symbols[size] for axis, size in enumerate(tensor.shape) if size in symbols}
+            for tensor in spec.inputs
+        ),
+    )
+
+
+def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProgram:
+    """Trace the module with symbolic dimensions.
+
+    Raises:
+        ExportError: A branch on values, a dimension that the code fixes, or anything torch cannot
+            trace; file, line and the fix are named.
+    """
+    inputs = example_inputs(spec)
+    # torch logs its own tracebacks of what is told below in one line.
+    loggers = [logging.getLogger(name) for name in ("torch.fx", "torch._dynamo", "torch.export", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(function, inputs, dynamic_shapes=dynamic_shapes(spec), strict=False)
+    except ExportError:
+        raise
+    except Exception as error:  # noqa: BLE001 - torch.export raises dozens of classes
+        raise explain(error, spec) from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def explain(error: BaseException, spec: GeneratorSpec) -> ExportError:
+    """torch's refusal as one line with file, line and what to do."""
+    text = str(error)
+    where = innermost(error.__traceback__) or _quoted_place(text)
+    at = f"{where}: " if where else ""
+    if "data-dependent" in text or "DataDependent" in type(error).__name__ or "unbacked" in text:
+        return ExportError(
+            f"{at}Python branches on (or reads) a value that depends on the input, so one graph cannot hold both "
+            "paths; use torch.where (or torch.cond), or pass the choice with --call"
+        )
+    if "specialized" in text or "Constraints violated" in text or "not all values" in text or "ConstraintViolation" in type(error).__name__:
+        return _specialised(text, at, spec)
+    return ExportError(f"{at}torch.export cannot trace the module: {type(error).__name__}: {_first(text)}")
+
+
+def _specialised(text: str, at: str, spec: GeneratorSpec) -> ExportError:
+    place = _quoted_place(text)
+    at = at or (f"{place}: " if place else "")
+    for dim in spec.dims:
+        symbol = rf"_{dim.name}(?:_steps)?\b"
+        if fixed := re.search(rf"\n\s*{symbol}\s*=\s*(\d+)\s*(?:\n|$)", text):
+            size = int(fixed.group(1)) * dim.step
+            return ExportError(
+                f"{at}the code fixes {dim.name} (to {size}), for instance by int(), len() or a table of that size; keep it "
+                f"symbolic (x.shape[…] as it is), or export the one size: --dim {dim.name}={size}"
+            )
+        if multiple := re.search(rf"\n\s*{symbol}\s*=\s*(\d+)\s*\*", text):
+            step = int(multiple.group(1)) * dim.step
+            return ExportError(
+                f"{at}the code needs {dim.name} to be a multiple of {step}: say so with a step, "
+                f"--dim {dim.name}={_up(dim.min, step)}:{_up(dim.opt, step)}:{max(dim.max // step, 1) * step}/{step}"
+            )
+        if bound := re.search(rf"Dim\('{symbol}',?\s*([^)]*)\)", text):
+            return ExportError(
+                f"{at}the code branches on the size of {dim.name}, so one graph does not hold for "
+                f"{dim.min} to {dim.max} (it asks for {bound.group(1).strip()}); make the branch independent of the size, "
+                f"or narrow --dim {dim.name}=min:opt:max to one side of it"
+            )
+    if equal := re.search(r"\n\s*_(\w+?)(?:_steps)? = _(\w+?)(?:_steps)?\s*(?:\n|$)", text):
+        return ExportError(
+            f"{at}the code needs {equal.group(1)} and {equal.group(2)} to be equal: use one --dim for both"
+        )
+    return ExportError(f"{at}the code restricts a symbolic dimension: {_first(text)}")
+
+
+def _up(size: int, step: int) -> int:
+    return max(-(-size // step) * step, step)
+
+
+def _quoted_place(text: str) -> str:
+    frames = re.findall(r'File "([^"]+)", line (\d+)', text) + re.findall(r"(\S+\.py):(\d+) in \w+", text)
+    own = [f for f in frames if not foreign(f[0])]
+    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
+
+
+def _first(text: str, limit: int = 300) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines)[:limit] if lines else "no reason given"

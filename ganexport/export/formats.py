@@ -1,0 +1,53 @@
+"""Every format by name, without importing any.
+
+Torch formats are made from a module (``export(prepared, program, folder, precision, options)``),
+graph formats from an ONNX file (``build(model, spec, folder, precision, options)``). Both kinds of
+module say in ``PRECISIONS`` what they take.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from ganexport.errors import UsageError, unknown_name
+
+#: Made from a torch module.
+TORCH_FORMATS = {"torchscript": "ganexport.export.torchscript", "aoti": "ganexport.export.aoti"}
+#: Made from an ONNX file, which is itself the first of them.
+GRAPH_FORMATS = {"trt": "ganexport.build.tensorrt", "openvino": "ganexport.build.openvino"}
+FORMATS = ("torchscript", "onnx", "trt", "openvino", "aoti")
+#: "auto": fp16 with the layers that need it in fp32.
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "auto")
+
+
+def load(name: str) -> ModuleType:
+    """The module of a format.
+
+    Raises:
+        UsageError: Unknown; the known ones and the nearest are named.
+    """
+    if name not in FORMATS:
+        raise unknown_name("format", name, FORMATS)
+    return importlib.import_module({**TORCH_FORMATS, **GRAPH_FORMATS}[name])
+
+
+def check(names: tuple[str, ...], precision: str) -> None:
+    """Refuse unknown formats and precisions, and combinations that do not exist.
+
+    Raises:
+        UsageError: Naming what exists.
+    """
+    if not names:
+        raise UsageError(f"no format asked for; choose with --to from {', '.join(FORMATS)}")
+    for name in names:
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    for name in names:
+        if name in TORCH_FORMATS and precision != "fp32":
+            raise UsageError(
+                f"{name} exists in fp32 only: {precision} is made on the ONNX graph; use --to onnx, trt or openvino, "
+                f"or convert {name} apart"
+            )

@@ -1,0 +1,128 @@
+"""A prepared module to ONNX, through torch's dynamo exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+
+import torch
+
+from ganexport.build import onnx_file
+from ganexport.build.options import Built, BuildOptions, file_name
+from ganexport.errors import ExportError
+from ganexport.export.prepared import Prepared
+
+#: The exporter writes fp32; other precisions are made on its graph.
+PRECISIONS = ("fp32",)
+
+
+def export(
+    prepared: Prepared, program: torch.export.ExportedProgram, folder: Path, precision: str, options: BuildOptions
+) -> Built:
+    """Write ``generator.onnx``: the spec's names, symbolic dimensions, optimised, checked, shape-inferred.
+
+    Args:
+        prepared: The module and its spec.
+        program: It, captured.
+        folder: Where to write.
+        precision: "fp32".
+        options: ``opset``.
+
+    Raises:
+        ExportError: An operator without an ONNX form (named, with the user's line), a dimension
+            that ended up fixed, or random numbers left in the graph.
+    """
+    import onnx
+
+    spec = prepared.spec
+    program_onnx = _run_exporter(prepared, program, options.opset)
+    model = program_onnx.model_proto
+    _keep_origins_short(model)
+    fixed = onnx_file.static_inputs(model, spec)
+    if fixed:
+        raise ExportError(f"the exporter fixed a dimension that should be free ({'; '.join(fixed)})")
+    names = [tensor.name for tensor in spec.inputs]
+    missing = set(names) - {value.name for value in model.graph.input}
+    for tensor in spec.inputs:  # an input that nothing depends on is still part of the interface
+        if tensor.name in missing:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(onnx.numpy_helper.np.dtype(tensor.dtype))
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, kind, list(tensor.shape)))
+    model = onnx_file.optimise(model)
+    _order_inputs(model, names)
+    onnx_file.write_spec(model, spec)
+    model = onnx_file.infer_shapes(model)
+    onnx_file.write_spec(model, spec)
+    if left := onnx_file.random_nodes(model):
+        raise ExportError(f"random numbers are left in the graph ({left[0]}): use --noise input or --noise constant")
+    model.producer_name = "ganexport"
+    name = file_name("onnx", "fp32")
+    companions = onnx_file.save_model(model, folder / name)
+    onnx_file.check_model(folder / name)
+    return Built(name, companions, {"opset": str(options.opset)}, (f"onnx-dynamo opset {options.opset}",))
+
+
+def _run_exporter(prepared: Prepared, program: torch.export.ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
+    spec = prepared.spec
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), onnx_file.quiet():
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                input_names=[tensor.name for tensor in spec.inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+                opset_version=opset,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # noqa: BLE001 - the exporter wraps whatever happened
+        raise _explain(error) from None
+    assert made is not None
+    return made
+
+
+def _explain(error: BaseException) -> ExportError:
+    import re
+
+    chain: BaseException | None = error
+    texts = []
+    while chain is not None:
+        texts.append(str(chain))
+        chain = chain.__cause__ or chain.__context__
+    text = "\n".join(texts)
+    operator = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text) or re.search(
+        r"No decompositions registered for.*?'([\w.:]+)'", text
+    )
+    from ganexport.export.capture import _quoted_place
+
+    place = _quoted_place(text)
+    at = f"{place}: " if place else ""
+    if operator:
+        return ExportError(f"{at}{operator.group(1)} has no ONNX form; write it with other operators")
+    last = [line.strip() for line in texts[-1].splitlines() if line.strip()]
+    return ExportError(f"{at}the ONNX exporter failed: {(last or [type(error).__name__])[0][:300]}")
+
+
+def _keep_origins_short(model: object) -> None:
+    """Where a node came from, as ``file:line`` of the user's code alone: no machine's paths in the file."""
+    for node in model.graph.node:  # type: ignore[attr-defined]
+        origin = onnx_file.origin_of(node)
+        del node.metadata_props[:]
+        if origin:
+            entry = node.metadata_props.add()
+            entry.key, entry.value = onnx_file.ORIGIN_KEY, origin
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):  # type: ignore[attr-defined]
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]  # type: ignore[attr-defined]
+    for function in model.functions:  # type: ignore[attr-defined]
+        del function.metadata_props[:]
+
+
+def _order_inputs(model: object, names: list[str]) -> None:
+    inputs = {value.name: value for value in model.graph.input}  # type: ignore[attr-defined]
+    ordered = [inputs[name] for name in names]
+    del model.graph.input[:]  # type: ignore[attr-defined]
+    model.graph.input.extend(ordered)  # type: ignore[attr-defined]

@@ -1,0 +1,21 @@
+"""Put the module in evaluation mode: running statistics fixed, dropout modules off, no gradients."""
+
+from __future__ import annotations
+
+import torch
+
+
+def apply(module: torch.nn.Module) -> list[str]:
+    """Switch every sub-module to evaluation.
+
+    Sub-modules that override ``train`` are switched too, by their flag.
+
+    Returns:
+        One line when something was in training mode.
+    """
+    training = [name or "the module" for name, child in module.named_modules() if child.training]
+    module.eval()
+    for child in module.modules():
+        child.training = False
+    module.requires_grad_(False)
+    return [f"evaluation-mode: {len(training)} modules were in training mode"] if training else []

@@ -1,0 +1,271 @@
+"""What is converted: a run, a trained model, ``package.module:factory``, an artifact or an ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ganexport.artifact import MANIFEST, Artifact, ArtifactFile, Provenance
+from ganexport.errors import CheckpointError, GanExportError, MissingDependencyError, UsageError
+from ganexport.spec import Dim, GeneratorSpec, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
+_SPEC_FROM_SAMPLES = "describe its inputs, e.g. --input 'z=normal[batch,128]'"
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What the user says about a generator, beyond naming it.
+
+    Attributes:
+        inputs: In the order of the module's arguments.
+        outputs: (name, range, layout) of outputs, in order.
+        dims: Ranges of symbolic dimensions.
+        weights: Weights file of a factory's module.
+        weights_key: Where the state is inside a nested checkpoint.
+        call: Keyword arguments of every call.
+    """
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[tuple[str, tuple[float, float], str | None], ...] = ()
+    dims: tuple[Dim, ...] = ()
+    weights: Path | None = None
+    weights_key: str | None = None
+    call: dict[str, Any] = {}
+
+
+class TorchSource:
+    """A module with what is known of its inputs; outputs may still have to be probed.
+
+    Attributes:
+        module: In whatever mode it came.
+        spec: Inputs and dims; outputs are () when only running the module tells them.
+        provenance: For the manifest.
+        call: Keyword arguments of every call.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, spec: GeneratorSpec, provenance: Provenance, call: dict[str, Any]
+    ) -> None:
+        self.module = module
+        self.spec = spec
+        self.provenance = provenance
+        self.call = call
+
+
+class GraphSource:
+    """An ONNX file that already exists, alone or in an artifact; needs no torch.
+
+    Attributes:
+        path: The ONNX file, hash-checked when it came from an artifact.
+        file: Its manifest entry; None for a lone file.
+        artifact: The artifact it came from.
+        provenance: For the manifest.
+    """
+
+    def __init__(
+        self, path: Path, provenance: Provenance, artifact: Artifact | None = None, file: ArtifactFile | None = None
+    ) -> None:
+        self.path = path
+        self.provenance = provenance
+        self.artifact = artifact
+        self.file = file
+
+
+def require_torch(why: str) -> Any:
+    """The ``torch`` package.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingDependencyError(f"{why} needs torch: pip install 'ganexport[export]'") from None
+    return torch
+
+
+def open_source(source: Any, description: Description, precision: str = "fp32") -> TorchSource | GraphSource:
+    """Find out what ``source`` is and open it.
+
+    Args:
+        source: A path, a name, ``package.module:factory``, or an ``nn.Module``.
+        description: What the user says about it.
+        precision: Wanted; it selects among an artifact's ONNX files.
+
+    Raises:
+        UsageError: It is none of those, or its inputs are not described.
+        CheckpointError, ArtifactError: It is one, and damaged.
+    """
+    if not isinstance(source, str | Path):
+        return _from_module(source, description, type(source).__name__)
+    text = str(source)
+    path = Path(text)
+    if path.is_dir() and (path / MANIFEST).is_file():
+        return _from_artifact(path, description, precision)
+    if path.suffix == ".onnx":
+        _refuse_torch_options(description, text)
+        return GraphSource(path, Provenance(source=path.name))
+    if _FACTORY.match(text) and not path.exists():
+        return _from_factory(text, description)
+    return _from_run(text, description)
+
+
+def _refuse_torch_options(description: Description, what: str) -> None:
+    for name, value in (("--weights", description.weights), ("--call", description.call)):
+        if value:
+            raise UsageError(f"{name} is for package.module:factory; {what} is a finished file")
+
+
+def _from_artifact(path: Path, description: Description, precision: str) -> GraphSource:
+    artifact = Artifact(path)
+    _refuse_torch_options(description, str(path))
+    for name, value in (("--input", description.inputs), ("--output", description.outputs)):
+        if value:
+            raise UsageError(f"{name}: {path} already says what its inputs and outputs are")
+    present = [f for f in artifact.manifest.files if f.format == "onnx"]
+    exact = [f for f in present if f.precision == precision]
+    full = [f for f in present if f.precision == "fp32"]
+    file = (exact or full or [None])[0]
+    if file is None:
+        file = artifact.find("onnx", "fp32" if present else None)  # raises, naming what is there
+    return GraphSource(artifact.verified_path(file), artifact.manifest.provenance, artifact, file)
+
+
+def _from_run(text: str, description: Description) -> TorchSource:
+    try:
+        from ganexport.checkpoint import load_run
+    except ImportError:
+        require_torch(f"{text}: loading a run")
+        raise
+    if description.weights is not None:
+        raise UsageError(f"--weights is for package.module:factory; {text} brings its own weights")
+    run = load_run(text)
+    spec = _override_dims(run.spec, description.dims)
+    from ganexport.export.weights import weights_digest
+
+    provenance = Provenance(
+        source=run.name,
+        weights_sha256=weights_digest(run.module),
+        recipe=_plain(run.recipe),
+        step=run.step,
+    )
+    return TorchSource(run.module, spec, provenance, dict(description.call))
+
+
+def _plain(recipe: Any) -> dict[str, Any]:
+    value = msgspec.to_builtins(recipe)
+    return value if isinstance(value, dict) else {}
+
+
+def _override_dims(spec: GeneratorSpec, dims: Sequence[Dim]) -> GeneratorSpec:
+    for dim in dims:
+        spec.dim(dim.name)
+    given = {dim.name: dim for dim in dims}
+    return msgspec.structs.replace(spec, dims=tuple(given.get(dim.name, dim) for dim in spec.dims))
+
+
+def _from_factory(text: str, description: Description) -> TorchSource:
+    require_torch(f"{text}: a Python generator")
+    made = _call_factory(text)
+    spec = None
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], GeneratorSpec):
+        made, spec = made
+    source = _from_module(made, description, text, spec)
+    return source
+
+
+def _call_factory(text: str) -> Any:
+    import importlib
+
+    package, _, name = text.partition(":")
+    with _current_directory_importable():
+        try:
+            module = importlib.import_module(package)
+        except ImportError as error:
+            if error.name and (package == error.name or package.startswith(error.name + ".")):
+                raise UsageError(f"{text}: no module {error.name!r} here or installed") from None
+            raise UsageError(f"{text}: importing {package} failed: {error}") from None
+        except GanExportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's module may raise anything
+            raise UsageError(f"{text}: importing {package} failed: {_told(error)}") from None
+        target: Any = module
+        for part in name.split("."):
+            if not hasattr(target, part):
+                raise UsageError(f"{text}: {package} has no {name!r}")
+            target = getattr(target, part)
+        if not callable(target):
+            raise UsageError(f"{text}: {name} is not callable; name a function or class that makes the module")
+        try:
+            return target()
+        except GanExportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's factory may raise anything
+            raise UsageError(f"{text}: the factory failed: {_told(error)}") from None
+
+
+def _told(error: BaseException) -> str:
+    from ganexport.export.prepare._location import innermost
+
+    where = innermost(error.__traceback__)
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}{f' ({where})' if where else ''}"
+
+
+@contextlib.contextmanager
+def _current_directory_importable() -> Any:
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if added:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(here)
+
+
+def _from_module(
+    module: Any, description: Description, name: str, spec: GeneratorSpec | None = None
+) -> TorchSource:
+    torch = require_torch("exporting a module")
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"{name}: gives a {type(module).__name__}, not an nn.Module or (nn.Module, GeneratorSpec)")
+    from ganexport.export.weights import load_into, read_weights, weights_digest
+
+    if description.weights is not None:
+        load_into(module, read_weights(description.weights), str(description.weights), description.weights_key)
+    elif description.weights_key is not None:
+        raise CheckpointError("--weights-key says where to look inside --weights, which is missing")
+    if spec is None:
+        if not description.inputs:
+            raise UsageError(f"{name}: {_SPEC_FROM_SAMPLES}")
+        spec = GeneratorSpec(description.inputs, (), _used_dims(description), name.rpartition(":")[2])
+    else:
+        if description.inputs:
+            raise UsageError(f"--input: {name} already describes its inputs with a GeneratorSpec")
+        spec = _override_dims(spec, description.dims)
+    provenance = Provenance(source=name, weights_sha256=weights_digest(module))
+    return TorchSource(module, spec, provenance, dict(description.call))
+
+
+def _used_dims(description: Description) -> tuple[Dim, ...]:
+    """The declared dims; an undeclared "batch" gets its default range."""
+    given = {dim.name: dim for dim in description.dims}
+    used = dict.fromkeys(s for tensor in description.inputs for s in tensor.shape if isinstance(s, str))
+    if "batch" in used:
+        given.setdefault("batch", Dim("batch"))
+    for name in given:
+        if name not in used:
+            raise UsageError(f"--dim {name}: no --input has a dimension of that name")
+    return tuple(given[name] for name in used if name in given)

@@ -1,0 +1,110 @@
+"""A prepared module to TorchScript: traced; scripted where a trace would not hold."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ganexport.artifact import writing
+from ganexport.build.options import Built, BuildOptions, file_name
+from ganexport.errors import ExportError
+from ganexport.export.capture import example_inputs, example_sizes
+from ganexport.export.prepared import Prepared
+from ganexport.export.wrapped import tensors_of
+from ganexport.seeding import latents
+from ganexport.spec import BATCH
+
+PRECISIONS = ("fp32",)
+
+
+def export(
+    prepared: Prepared, program: torch.export.ExportedProgram | None, folder: Path, precision: str, options: BuildOptions
+) -> Built:
+    """Write ``generator.torchscript.pt``.
+
+    A trace keeps whatever Python decided on the example; it is taken only when it gives the
+    module's output at other sizes too, otherwise the captured program is scripted, whose sizes
+    are symbolic.
+
+    Args:
+        prepared: The module and its spec.
+        program: It, captured by torch.export; None when that failed.
+        folder: Where to write.
+        precision: "fp32".
+        options: Nothing of it concerns this format.
+
+    Raises:
+        ExportError: Neither a trace nor a script holds at every size.
+    """
+    traced = _trace(prepared)
+    method = "traced"
+    problem = _differs(prepared, traced)
+    if problem:
+        scripted = None if program is None else _script(program)
+        if scripted is None or _differs(prepared, scripted):
+            raise ExportError(
+                f"TorchScript cannot hold this module: its trace {problem}, and it cannot be scripted; make the branch or "
+                "size in forward depend on tensors alone, or use --to onnx"
+            )
+        traced, method = scripted, "scripted from torch.export's graph"
+    name = file_name("torchscript.pt", precision)
+    with writing(folder / name):
+        torch.jit.save(traced, str(folder / name))
+    return Built(name, (), {"torch": torch.__version__.partition("+")[0]}, (f"torchscript {method}",))
+
+
+def _trace(prepared: Prepared) -> Any:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.jit.trace(
+                prepared.function, example_inputs(prepared.spec), check_trace=False, strict=False
+            )
+        except ExportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the tracer raises many classes
+            from ganexport.export.capture import explain
+
+            raise explain(error, prepared.spec) from None
+
+
+def _script(program: torch.export.ExportedProgram) -> Any:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.jit.script(program.module(check_guards=False))
+        except Exception:  # noqa: BLE001 - the caller says what it means for the user
+            return None
+
+
+def _differs(prepared: Prepared, module: Any) -> str:
+    """How a TorchScript module differs from the reference at sizes it was not made with; empty when it does not."""
+    spec = prepared.spec
+    shown = example_sizes(spec)
+    trials = [shown] + [
+        shown | {dim.name: size}
+        for dim in spec.dims
+        for size in dict.fromkeys((dim.min, min(shown[dim.name] + dim.step, dim.max)))
+        if size != shown[dim.name]
+    ]
+    for number, sizes in enumerate(trials):
+        feeds = latents(spec, 1, number, sizes.get(BATCH, 1), sizes=sizes)
+        truth = prepared.reference.run(feeds)
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        try:
+            with torch.no_grad():
+                value = module(*tensors_of(spec, feeds))
+        except Exception as error:  # noqa: BLE001 - TorchScript raises RuntimeError and its own
+            return f"fails at {told} ({' '.join(str(error).split())[-160:]})"
+        outputs = [value] if isinstance(value, torch.Tensor) else list(value)
+        for tensor, output in zip(spec.outputs, outputs, strict=True):
+            wanted = torch.from_numpy(truth[tensor.name])
+            if output.shape != wanted.shape:
+                return f"gives {list(output.shape)} for {list(wanted.shape)} at {told}"
+            scale = float(wanted.float().abs().max()) + 1e-6
+            if output.numel() and float((output.float() - wanted.float()).abs().max()) > 1e-2 * scale:
+                return f"gives other values at {told}"
+    return ""

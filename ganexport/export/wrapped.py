@@ -1,0 +1,177 @@
+"""A module behind one plain interface: tensors in the spec's order in, a tuple of tensors out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+
+from ganexport.errors import ExportError, UsageError
+from ganexport.export.prepare._location import innermost
+from ganexport.export.prepare.autograd_functions import plain_functions
+from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
+from ganexport.export.prepare.randomness import Draw, Randomness
+from ganexport.spec import GeneratorSpec, TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+
+def flatten_outputs(value: Any) -> tuple[list[str] | None, tuple[torch.Tensor, ...]]:
+    """Tensors of a module's result in its order, with their names where it is a mapping.
+
+    Raises:
+        ExportError: Something else than tensors, tuples, lists or mappings of tensors.
+    """
+    if isinstance(value, torch.Tensor):
+        return None, (value,)
+    if isinstance(value, Mapping):
+        named = {str(k): v for k, v in value.items() if isinstance(v, torch.Tensor)}
+        if named:
+            return list(named), tuple(named.values())
+    if isinstance(value, tuple | list):
+        tensors = tuple(v for v in value if isinstance(v, torch.Tensor))
+        if tensors:
+            names = getattr(value, "_fields", None)
+            return (list(names) if names and len(names) == len(tensors) else None), tensors
+    raise ExportError(f"the module returns {type(value).__name__}; return a tensor, a tuple or a dict of tensors")
+
+
+class Wrapped(torch.nn.Module):
+    """What the exporters see.
+
+    Args:
+        module: The user's.
+        names: Input names in order; passed as keywords when forward has parameters of all those names.
+        call: Keyword arguments of every call.
+        noise_inputs: How many of the trailing inputs are noise (``--noise input``).
+        constants: Noise of every random call in order (``--noise constant``), expandable to its shape.
+        rewrite: Whether per-sample convolutions are rewritten (exporting) or run as written (reference).
+        finish: Last step on the outputs (uint8 images).
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        names: list[str],
+        call: Mapping[str, Any],
+        *,
+        noise_inputs: int = 0,
+        constants: list[torch.Tensor] | None = None,
+        rewrite: bool = True,
+        finish: Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.names = names
+        self.call = dict(call)
+        self.noise_inputs = noise_inputs
+        self.rewrite = rewrite
+        self.finish = finish
+        self.by_keyword = _takes_keywords(module, names)
+        self.rewritten = 0
+        self.draws: list[Draw] = []
+        self.constants = len(constants) if constants is not None else 0
+        for index, tensor in enumerate(constants or []):
+            self.register_buffer(f"noise_{index}", tensor)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """One call, under the tracing passes."""
+        noise: tuple[torch.Tensor, ...] = ()
+        if self.noise_inputs:
+            inputs, noise = inputs[: -self.noise_inputs], inputs[-self.noise_inputs :]
+        with ExitStack() as stack:
+            stack.enter_context(plain_functions())
+            convolution = stack.enter_context(PerSampleConvolution()) if self.rewrite else None
+            randomness = stack.enter_context(Randomness(self._supply(noise)))
+            if self.by_keyword:
+                value = self.module(**dict(zip(self.names, inputs, strict=True)), **self.call)
+            else:
+                value = self.module(*inputs, **self.call)
+        self.rewritten = convolution.count if convolution else 0
+        self.draws = randomness.draws
+        _, tensors = flatten_outputs(value)
+        if self.finish is not None:
+            tensors = self.finish(tensors)
+        return tensors[0] if len(tensors) == 1 else tensors
+
+    def _supply(self, noise: tuple[torch.Tensor, ...]) -> Callable[[int, tuple[Any, ...]], Any] | None:
+        if noise:
+            return lambda number, shape: noise[number]
+        if self.constants:
+            return lambda number, shape: getattr(self, f"noise_{number}").expand(*shape)
+        return None
+
+
+def _takes_keywords(module: torch.nn.Module, names: list[str]) -> bool:
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return all(name in parameters and parameters[name].kind in kinds for name in names)
+
+
+def tensors_of(spec: GeneratorSpec, feeds: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:
+    """Feeds as tensors in the spec's order."""
+    return tuple(torch.from_numpy(np.ascontiguousarray(feeds[t.name])).to(torch_dtype(t)) for t in spec.inputs)
+
+
+def torch_dtype(tensor: TensorSpec) -> torch.dtype:
+    """The torch dtype of a tensor."""
+    dtype = getattr(torch, tensor.dtype)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+class EagerReference:
+    """The user's module in eager fp32: the truth that candidates are compared with.
+
+    Args:
+        function: The wrapped module.
+        spec: With its outputs.
+    """
+
+    def __init__(self, function: Wrapped, spec: GeneratorSpec) -> None:
+        self.function = function
+        self.spec = spec
+        self.name = f"eager torch {torch.__version__} fp32"
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for host arrays."""
+        outputs = run_module(self.function, tensors_of(self.spec, feeds))
+        return {
+            tensor.name: _to_numpy(value) for tensor, value in zip(self.spec.outputs, outputs, strict=True)
+        }
+
+
+def _to_numpy(value: torch.Tensor) -> Array:
+    value = value.detach().cpu()
+    return value.float().numpy() if value.dtype in (torch.bfloat16,) else value.numpy()
+
+
+def run_module(function: Wrapped, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Run without gradients; whatever the user's code raises is one line with its place.
+
+    Raises:
+        ExportError: forward failed.
+        UsageError: forward does not take these arguments.
+    """
+    try:
+        with torch.no_grad():
+            value = function(*inputs)
+    except (ExportError, UsageError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything
+        where = innermost(error.__traceback__)
+        shapes = ", ".join(
+            f"{name} {list(x.shape)}" for name, x in zip([*function.names, *["noise"] * 99], inputs, strict=False)
+        )
+        text = " ".join(str(error).split())[:300]
+        raise ExportError(
+            f"running the module on {shapes} failed: {type(error).__name__}: {text}{f' at {where}' if where else ''}"
+        ) from None
+    return (value,) if isinstance(value, torch.Tensor) else tuple(value)
