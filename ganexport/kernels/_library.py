@@ -20,7 +20,7 @@ class Status(NamedTuple):
         available: The library is loaded (whether this machine has a GPU to run it is another question).
         path: The file that was loaded or refused; None when none was found.
         reason: Why it isn't available, in one line; empty when it is.
-        architectures: What it was compiled for, such as ("75", "90", "120+PTX"); empty when unavailable.
+        architectures: What it was compiled for, such as ("90-real", "120-virtual"); empty when unavailable.
     """
 
     available: bool
@@ -69,7 +69,7 @@ def _load() -> tuple[ctypes.CDLL | None, Status]:
     if version != ABI_VERSION:
         reason = f"{path} has ABI version {version}, this ganexport needs {ABI_VERSION}: build it again"
         return None, Status(False, path, reason, ())
-    return library, Status(True, path, "", tuple(compiled.split(";")))
+    return library, Status(True, path, "", tuple(compiled.split(",")))
 
 
 def status() -> Status:

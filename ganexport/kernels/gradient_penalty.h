@@ -49,7 +49,7 @@ typedef struct {
 } ganexport_interpolate_arguments;
 
 int ganexport_kernels_abi_version(void);
-const char* ganexport_kernels_architectures(void);  // as CMAKE_CUDA_ARCHITECTURES, separated by semicolons
+const char* ganexport_kernels_architectures(void);  // as CMAKE_CUDA_ARCHITECTURES, separated by commas
 const char* ganexport_kernels_error(int code);
 size_t ganexport_gradient_penalty_arguments_size(void);
 size_t ganexport_interpolate_arguments_size(void);
