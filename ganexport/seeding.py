@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganexport.errors import UsageError
-from ganexport.spec import BATCH, Constant, Dim, GeneratorSpec, Label, Normal, OneHot, TensorSpec, Uniform
+from ganexport.spec import BATCH, Constant, Dim, GeneratorSpec, Label, Normal, OneHot, Sampler, TensorSpec, Uniform
 
 Array = NDArray[Any]
 
@@ -402,22 +402,54 @@ class Sampling:
                 feeds[name] = entry.draw(keys, indices, cut)
         return feeds
 
-    def _counters(self, seed: int, start: int, n: int, seeds: Sequence[int] | None) -> tuple[Array, Array]:
-        """Keys, [samples] or [1], and sample numbers, [samples]."""
+    def check(
+        self,
+        seed: int = 0,
+        start: int = 0,
+        n: int = 1,
+        *,
+        seeds: Sequence[int] | None = None,
+        labels: Any = None,
+        truncation: float | None = None,
+    ) -> None:
+        """Refuse what :meth:`draw` would refuse, for a whole request, without drawing anything.
+
+        Raises:
+            UsageError: As :func:`latents`.
+        """
+        for entry in self.inputs:
+            entry.require_sampler()
+        n = self._check_counters(seed, start, n, seeds)
+        if truncation is not None:
+            self._check_truncation(truncation)
+        if labels is not None:
+            self._choose_labels(labels, n)
+
+    def _check_counters(self, seed: int, start: int, n: int, seeds: Sequence[int] | None) -> int:
+        """The number of samples, after all was found in range."""
         start = _whole(start, "start", 0, MAX_SEED)
         if seeds is not None:
-            keys = np.array([_whole(s, "seed", 0, MAX_SEED) for s in seeds], np.uint64)
-            if not keys.size:
+            keys = {_whole(s, "seed", 0, MAX_SEED) for s in seeds}
+            if not keys:
                 raise UsageError("seeds is empty; give at least one seed")
-            if self.shared and (keys != keys[0]).any():
+            if self.shared and len(keys) > 1:
                 name = next(i.tensor.name for i in self.inputs if i.axis is None and i.random)
                 raise UsageError(f"input {name!r} has no batch axis, so all samples share it: draw one seed at a time")
-            return keys, np.full(keys.shape, start, np.uint64)
-        seed, n = _whole(seed, "seed", 0, MAX_SEED), _whole(n, "count", 1, MAX_SEED)
-        if start + n - 1 > MAX_SEED:
-            raise UsageError(f"start {start} and count {n} go beyond sample 2^64 - 1")
+            n = len(seeds)
+        else:
+            _whole(seed, "seed", 0, MAX_SEED)
+            n = _whole(n, "count", 1, MAX_SEED)
+            if start + n - 1 > MAX_SEED:
+                raise UsageError(f"start {start} and count {n} go beyond sample 2^64 - 1")
         if self.spec.batch is None and n != 1:
             raise UsageError("this generator has no batch dimension: draw one sample at a time")
+        return n
+
+    def _counters(self, seed: int, start: int, n: int, seeds: Sequence[int] | None) -> tuple[Array, Array]:
+        """Keys, [samples] or [1], and sample numbers, [samples]."""
+        n = self._check_counters(seed, start, n, seeds)
+        if seeds is not None:
+            return np.array([int(s) for s in seeds], np.uint64), np.full(n, start, np.uint64)
         return np.array([seed], np.uint64), np.arange(n, dtype=np.uint64) + np.uint64(start)
 
     def _check_truncation(self, truncation: float) -> float:
@@ -481,9 +513,7 @@ class _Input:
 
     def draw(self, keys: Array, indices: Array, truncation: float | None) -> Array:
         """Samples of these counters, with the batch axis in its place."""
-        sampler = self.tensor.sampler
-        if sampler is None:
-            raise UsageError(f"input {self.tensor.name!r} has no sampler: feed it yourself with .run(feeds)")
+        sampler = self.require_sampler()
         if isinstance(sampler, Constant):
             return self.constant(sampler.value, indices.shape[0])
         if self.axis is None:
@@ -493,6 +523,16 @@ class _Input:
             words = np.ascontiguousarray(words[:, : self.elements])
         values = _random_values(sampler, words, truncation).reshape(indices.shape[0], *self.drawn)
         return self._finish(values)
+
+    def require_sampler(self) -> Sampler:
+        """How it is drawn.
+
+        Raises:
+            UsageError: It is data that only the caller can give.
+        """
+        if self.tensor.sampler is None:
+            raise UsageError(f"input {self.tensor.name!r} has no sampler: feed it yourself with .run(feeds)")
+        return self.tensor.sampler
 
     def labelled(self, labels: Array) -> Array:
         """[samples] given labels as this input wants them."""

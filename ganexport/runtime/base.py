@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ganexport.errors import UsageError
-from ganexport.spec import GeneratorSpec
+from ganexport.errors import ArtifactError, UsageError, unknown_name
+from ganexport.spec import GeneratorSpec, Label, TensorSpec
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -32,9 +32,13 @@ class Runner(abc.ABC):
         device: "cpu" or "cuda:0".
         spec: The generator's spec.
         runtime: Library, version and provider, as written into a certificate.
+        formats: Formats of an artifact's files that it opens.
+        devices: Kinds of device it runs on.
     """
 
     backend: ClassVar[str]
+    formats: ClassVar[tuple[str, ...]]
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
     device: str
     spec: GeneratorSpec
     runtime: str
@@ -107,7 +111,10 @@ class Runner(abc.ABC):
             UsageError: Inputs missing, unknown, of wrong shape or dtype, outside a dimension's
                 range, NaN, or labels out of range.
         """
-        checked = check_feeds(self.spec, feeds)
+        return self.run_checked(check_feeds(self.spec, feeds))
+
+    def run_checked(self, checked: Mapping[str, Array]) -> dict[str, Array]:
+        """As :meth:`run`, for inputs that :func:`check_feeds` returned or :mod:`ganexport.seeding` drew."""
         with self._lock:
             if self._closed:
                 raise UsageError("this generator is closed")
@@ -125,6 +132,102 @@ class Runner(abc.ABC):
         self.close()
 
 
+class Tensor(NamedTuple):
+    """One input or output as an engine describes it; None stands for a free size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def check_signature(spec: GeneratorSpec, inputs: Sequence[Tensor], outputs: Sequence[Tensor], path: Path) -> None:
+    """Refuse a file whose inputs or outputs are not the spec's.
+
+    Raises:
+        ArtifactError: Naming the first tensor that is missing, or of another dtype or shape.
+    """
+    for kind, wanted, found in (("input", spec.inputs, inputs), ("output", spec.outputs, outputs)):
+        have = {tensor.name: tensor for tensor in found}
+        if {tensor.name for tensor in wanted} != set(have):
+            raise ArtifactError(
+                f"{path}: its {kind}s are {', '.join(have) or 'none'}, its spec says "
+                f"{', '.join(t.name for t in wanted) or 'none'}: convert again"
+            )
+        for tensor in wanted:
+            actual = have[tensor.name]
+            if actual.dtype != tensor.dtype:
+                raise ArtifactError(
+                    f"{path}: {kind} {tensor.name!r} is {actual.dtype}, its spec says {tensor.dtype}: convert again"
+                )
+            if kind == "input" and not _fits(spec, tensor, actual.shape):
+                shape = ", ".join("?" if size is None else str(size) for size in actual.shape)
+                raise ArtifactError(
+                    f"{path}: input {tensor.name!r} is [{shape}], its spec says "
+                    f"[{', '.join(map(str, tensor.shape))}]: convert again"
+                )
+
+
+def _fits(spec: GeneratorSpec, tensor: TensorSpec, shape: tuple[int | None, ...]) -> bool:
+    """Whether a file's input takes the sizes that its spec promises."""
+    if len(shape) != len(tensor.shape):
+        return False
+    for promised, actual in zip(tensor.shape, shape, strict=True):
+        if actual is None:
+            continue
+        if isinstance(promised, int):
+            if promised != actual:
+                return False
+        elif not (dim := spec.dim(promised)).static or dim.opt != actual:
+            return False
+    return True
+
+
+def check_settings(
+    backend: str, settings: Mapping[str, Any] | None, known: Mapping[str, tuple[type, str]]
+) -> dict[str, Any]:
+    """Settings of a backend, refused where unknown or of the wrong type.
+
+    Args:
+        backend: For the message.
+        settings: As given, from the manifest or the caller.
+        known: Type and meaning of each setting.
+
+    Raises:
+        UsageError: Naming the setting.
+    """
+    checked = dict(settings or {})
+    for name, value in checked.items():
+        if name not in known:
+            raise unknown_name(f"setting of {backend}", name, tuple(known))
+        wanted = known[name][0]
+        unfit = wanted is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1)
+        if unfit or not isinstance(value, wanted):
+            what = "a whole number from 1" if wanted is int else f"a {wanted.__name__}"
+            raise UsageError(f"setting {name!r} of {backend} ({known[name][1]}) must be {what}, got {value!r}")
+    return checked
+
+
+def device_index(device: str | None) -> int | None:
+    """Number of a CUDA device ("cuda", "cuda:1"); None for "cpu" and None.
+
+    Raises:
+        UsageError: Neither.
+    """
+    if device in (None, "cpu"):
+        return None
+    assert device is not None
+    name, _, number = device.partition(":")
+    if name != "cuda" or (number and not (number.isascii() and number.isdigit() and len(number) < 4)):
+        raise UsageError(f"device {device!r}: write cpu, cuda or cuda:1")
+    return int(number or 0)
+
+
+def first_line(error: BaseException | str, limit: int = 300) -> str:
+    """The first line of a library's error that says something, shortened."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:limit]
+
+
 def check_feeds(spec: GeneratorSpec, feeds: Feeds) -> dict[str, Array]:
     """Inputs as contiguous arrays of the spec's dtypes, in the spec's order.
 
@@ -136,9 +239,7 @@ def check_feeds(spec: GeneratorSpec, feeds: Feeds) -> dict[str, Array]:
     return {tensor.name: _check_feed(tensor, arrays[tensor.name]) for tensor in spec.inputs}
 
 
-def _check_feed(tensor: Any, array: Array) -> Array:
-    from ganexport.spec import Label
-
+def _check_feed(tensor: TensorSpec, array: Array) -> Array:
     wanted = np.dtype("float32" if tensor.dtype == "bfloat16" else tensor.dtype)
     if array.dtype != wanted:
         if array.dtype.kind not in "fiub" or not (

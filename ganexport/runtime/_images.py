@@ -1,0 +1,68 @@
+"""An engine's output as pictures: uint8, NHWC."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ganexport.errors import ArtifactError, UsageError
+from ganexport.runtime.base import Array
+from ganexport.spec import GeneratorSpec, TensorSpec
+
+
+def image_tensor(spec: GeneratorSpec) -> TensorSpec:
+    """The output that holds pictures.
+
+    Raises:
+        UsageError: There is none, or its values' range is not declared.
+    """
+    tensor = spec.image_output
+    if tensor is None:
+        kinds = ", ".join(f"{t.name} [{', '.join(map(str, t.shape))}]" for t in spec.outputs)
+        raise UsageError(f"this generator's outputs are not images ({kinds}): use .sample(n, seed) for arrays")
+    if tensor.dtype != "uint8" and tensor.range is None:
+        raise UsageError(
+            f"output {tensor.name!r} declares no range of values, so it cannot become pictures: use .sample(n, seed), "
+            f'or convert with --output "{tensor.name}=[-1,1]:{tensor.layout}"'
+        )
+    return tensor
+
+
+def to_uint8(array: Array, tensor: TensorSpec) -> Array:
+    """Pictures as bytes: value ``low`` of the declared range is 0, ``high`` is 255, rounded half up.
+
+    Args:
+        array: [batch, C, H, W] or [batch, H, W, C] as ``tensor.layout`` says.
+        tensor: The output's spec; uint8 outputs pass through with only their layout changed.
+
+    Returns:
+        [batch, H, W, C] uint8, owned by the caller.
+
+    Raises:
+        ArtifactError: NaN among the values.
+    """
+    if array.dtype == np.uint8:
+        return _to_nhwc(array, tensor.layout)
+    assert tensor.range is not None
+    low, high = tensor.range
+    scale = 255.0 / (high - low)
+    value = array * np.float32(scale)
+    value += np.float32(0.5 - low * scale)
+    # The smallest value is NaN when any is: one pass finds both NaN and whether there is anything to clip.
+    least = value.min() if value.size else 0.0
+    if math.isnan(least):
+        raise ArtifactError(
+            f"output {tensor.name!r} holds NaN: the engine computes wrongly for these inputs; run ganexport verify"
+        )
+    np.clip(value, 0.0, 255.0, out=value)
+    return _to_nhwc(value.astype(np.uint8), tensor.layout)
+
+
+def _to_nhwc(array: Array, layout: str | None) -> Array:
+    if layout != "NCHW":
+        return array
+    batch, channels, height, width = array.shape
+    if channels == 1:
+        return array.reshape(batch, height, width, 1)
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1))

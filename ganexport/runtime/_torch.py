@@ -1,0 +1,135 @@
+"""What the two backends that need torch share. This module itself does not import it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ganexport.errors import ArtifactError, BackendUnavailableError
+from ganexport.runtime.base import Array, Feeds, Runner, check_settings, device_index, first_line
+from ganexport.spec import GeneratorSpec
+
+SETTINGS: dict[str, tuple[type, str]] = {"threads": (int, "threads of torch, in the whole process")}
+
+
+def torch_unavailable() -> str | None:
+    """Why torch cannot be used; None when it can. Looks for it without importing it."""
+    from importlib.util import find_spec
+
+    return None if find_spec("torch") else "torch: not installed (pip install 'ganexport[train]')"
+
+
+def open_torch(path: Path, device: str | None, settings: Mapping[str, Any] | None, backend: str) -> tuple[Any, str]:
+    """Import torch, apply the settings and choose the device ("cpu" unless asked: where files were certified).
+
+    Raises:
+        BackendUnavailableError: No torch, or no such GPU.
+        ArtifactError: No such file.
+    """
+    chosen = check_settings(backend, settings, SETTINGS)
+    index = device_index(device)
+    if reason := torch_unavailable():
+        raise BackendUnavailableError(reason)
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file")
+    import torch
+
+    if index is not None and index >= torch.cuda.device_count():
+        raise BackendUnavailableError(
+            f"device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
+        )
+    if "threads" in chosen:
+        torch.set_num_threads(chosen["threads"])
+    return torch, "cpu" if index is None else f"cuda:{index}"
+
+
+class TorchRunner(Runner):
+    """A callable from torch tensors to torch tensors, in the order of the spec's inputs and outputs."""
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    def __init__(self, torch: Any, function: Callable[..., Any], spec: GeneratorSpec, device: str) -> None:
+        super().__init__()
+        self.spec, self.device = spec, device
+        self.runtime = f"torch {torch.__version__} {self.backend} {device}"
+        self._torch: Any = torch
+        self._function: Any = function
+        self._inputs: list[Any] = []
+        self._outputs: Any = None
+        self._wanted: dict[str, int] = {}
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why torch cannot be used; None when it can."""
+        return torch_unavailable()
+
+    def prepare(self, feeds: Feeds) -> None:
+        """Inputs as tensors on the device."""
+        self._wanted = self.spec.infer_sizes(dict(feeds))
+        self._inputs = []
+        for tensor in self.spec.inputs:
+            value = self._torch.from_numpy(np.require(feeds[tensor.name], requirements="W"))
+            if tensor.dtype == "bfloat16":
+                value = value.to(self._torch.bfloat16)
+            self._inputs.append(value.to(self.device))
+
+    def launch(self) -> None:
+        """Call the module."""
+        try:
+            with self._torch.inference_mode():
+                self._outputs = self._function(*self._inputs)
+        except Exception as error:  # noqa: BLE001 - a module may raise anything
+            if isinstance(error, self._torch.OutOfMemoryError):
+                raise BackendUnavailableError("out of memory while running; use a smaller batch size") from None
+            raise ArtifactError(f"{self.backend} failed while running: {_last_line(error)}") from None
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device != "cpu":
+            self._torch.cuda.synchronize(self.device)
+
+    def fetch(self) -> dict[str, Array]:
+        """The outputs on the host, after their shapes were checked.
+
+        The check is not idle: compiled packages have been seen to return the example's batch for any input.
+        """
+        result: dict[str, Array] = {}
+        for tensor, value in zip(self.spec.outputs, self._flatten(self._outputs), strict=True):
+            moved = value.detach().to("cpu")
+            if moved.dtype == self._torch.bfloat16:
+                moved = moved.float()
+            array: Array = moved.contiguous().numpy()
+            wanted = [self._wanted.get(size) if isinstance(size, str) else size for size in tensor.shape]
+            if len(wanted) != array.ndim or any(w not in (None, s) for w, s in zip(wanted, array.shape, strict=True)):
+                raise ArtifactError(
+                    f"{self.backend}: output {tensor.name!r} has shape {list(array.shape)} for inputs of "
+                    f"{self._wanted}, its spec says {list(tensor.shape)}: the file is wrong, convert again"
+                )
+            # A result that shares memory with the module's own buffers or inputs must not reach the caller.
+            result[tensor.name] = array.copy() if self.device == "cpu" else array
+        return result
+
+    def _flatten(self, outputs: Any) -> list[Any]:
+        if isinstance(outputs, Mapping):
+            missing = [t.name for t in self.spec.outputs if t.name not in outputs]
+            if missing:
+                raise ArtifactError(f"{self.backend}: no output {missing[0]!r}, only {', '.join(map(str, outputs))}")
+            return [outputs[tensor.name] for tensor in self.spec.outputs]
+        flat = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+        if len(flat) != len(self.spec.outputs):
+            raise ArtifactError(f"{self.backend}: {len(flat)} outputs, its spec says {len(self.spec.outputs)}")
+        return flat
+
+    def close(self) -> None:
+        """Drop the module."""
+        with self._lock:
+            self._closed = True
+            self._function, self._inputs, self._outputs = None, [], None
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return first_line(lines[-1]) if lines else type(error).__name__

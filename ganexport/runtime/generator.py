@@ -1,0 +1,471 @@
+"""Load an artifact or a lone ONNX file, and make pictures with it: the whole of a deployer's API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ganexport.artifact import FORMATS, Artifact, ArtifactFile
+from ganexport.errors import ArtifactError, BackendUnavailableError, MissingDependencyError, UsageError
+from ganexport.runtime import BACKENDS
+from ganexport.runtime._images import image_tensor, to_uint8
+from ganexport.runtime.base import Array, Feeds, Runner
+from ganexport.seeding import Sampling, batched
+from ganexport.spec import BATCH, GeneratorSpec
+
+
+def load(
+    path: str | os.PathLike[str],
+    backend: str | None = None,
+    device: str | None = None,
+    *,
+    precision: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Generator:
+    """Open a generator.
+
+    Args:
+        path: An artifact's folder, or a lone ``.onnx`` (its spec is read from its metadata, else
+            derived from its graph; it is opened in a child process with limits first).
+        backend: "onnxruntime", "openvino", "tensorrt", "torchscript" or "aoti"; None for the first
+            that runs here, in the order of ``ganexport.artifact.FORMATS``. What was passed over and
+            why stands in :attr:`Generator.remarks`.
+        device: "cpu", "cuda" or "cuda:1"; None for the backend's best.
+        precision: "fp32", "fp16", "bf16" or "int8"; None for fp32 where the artifact has it.
+        settings: ``threads`` and options of the backend; those measured at export, which the
+            manifest records, where not given.
+
+    Returns:
+        A thread-safe generator; close it, or use it as a context manager.
+
+    Raises:
+        ArtifactError: Not an artifact, damaged, or of a newer schema.
+        IntegrityError: A file's content is not what the manifest says.
+        BackendUnavailableError: Nothing in it runs here; every reason is named.
+    """
+    location = Path(path)
+    if backend is not None and backend not in BACKENDS:
+        BACKENDS.load(backend)  # refuses, naming the known ones
+    if location.is_file():
+        return _load_file(location, backend, device, precision, settings)
+    artifact = Artifact(location)
+    skipped: list[str] = []
+    for file, name in candidates(artifact, backend, precision):
+        try:
+            runner = open_runner(artifact, file, name, device=device, settings=settings)
+        except (BackendUnavailableError, MissingDependencyError) as error:
+            skipped.append(f"{file.format} with {name}: {error}")
+            if backend is not None:
+                raise
+        else:
+            return Generator(runner, location, file, tuple(skipped))
+    raise BackendUnavailableError(_nothing_runs(artifact, backend, precision, skipped))
+
+
+def candidates(
+    artifact: Artifact, backend: str | None = None, precision: str | None = None
+) -> Iterator[tuple[ArtifactFile, str]]:
+    """Files of an artifact with the backends that open them, best first."""
+    for kind in FORMATS:
+        if not any(f.format == kind and precision in (None, f.precision) for f in artifact.manifest.files):
+            continue
+        file = artifact.find(kind, precision)
+        # A backend named like the format is its own; onnx goes to ONNX Runtime first.
+        for name in sorted(BACKENDS, key=lambda n: (n != kind, n)):
+            if backend in (None, name) and kind in BACKENDS.load(name).RUNNER.formats:
+                yield file, name
+
+
+def open_runner(
+    artifact: Artifact,
+    file: ArtifactFile,
+    backend: str,
+    *,
+    device: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Runner:
+    """One file of an artifact with one backend: availability first, then the file's hash, then the engine.
+
+    Args:
+        artifact: The artifact.
+        file: One of its manifest's files.
+        backend: A backend that opens this format.
+        device: As in :func:`load`.
+        settings: As in :func:`load`; the manifest's are used with the backend that they were measured
+            with (``settings["backend"]``, any when not said).
+
+    Raises:
+        BackendUnavailableError, IntegrityError, ArtifactError: As :func:`load`.
+    """
+    runner_class: type[Runner] = BACKENDS.load(backend).RUNNER
+    kind = (device or "").partition(":")[0]
+    if kind in ("cpu", "cuda") and kind not in runner_class.devices:
+        raise BackendUnavailableError(f"{backend} does not run on {kind}, only on {', '.join(runner_class.devices)}")
+    # TensorRT's preflight names the engine's needs beside what is missing here, which says more.
+    if backend != "tensorrt" and (reason := runner_class.unavailable()):
+        raise BackendUnavailableError(reason)
+    if backend == "tensorrt":
+        _preflight(artifact, file, device)
+    own = dict(file.settings)
+    measured_with = own.pop("backend", backend)
+    if settings is None and measured_with == backend:
+        settings = own
+    path = artifact.verified_path(file)
+    return runner_class.open(path, artifact.spec, device=device, settings=settings, requires=file.requires)
+
+
+def _preflight(artifact: Artifact, file: ArtifactFile, device: str | None) -> None:
+    """Whether an engine can run here at all, before its bytes are read."""
+    from ganexport.runtime.base import device_index
+    from ganexport.runtime.tensorrt import gpu_or_reason, installed, preflight
+
+    index = device_index(device) or 0
+    preflight(artifact.path / file.path, file.requires, gpu_or_reason(index), installed())
+
+
+def _nothing_runs(artifact: Artifact, backend: str | None, precision: str | None, skipped: list[str]) -> str:
+    if skipped:
+        return f"{artifact.path}: nothing in it runs here: {'; '.join(skipped)}"
+    wanted = " ".join(filter(None, (precision, f"file for {backend}" if backend else "file")))
+    present = ", ".join(f"{f.format} {f.precision}" for f in artifact.manifest.files) or "nothing"
+    return f"{artifact.path}: holds no {wanted}, only {present}; see ganexport convert --help"
+
+
+def _load_file(
+    path: Path,
+    backend: str | None,
+    device: str | None,
+    precision: str | None,
+    settings: Mapping[str, Any] | None,
+) -> Generator:
+    if path.suffix.lower() != ".onnx":
+        raise ArtifactError(
+            f"{path}: a lone file must be an .onnx; engines and other formats are loaded from their artifact's folder"
+        )
+    if precision is not None:
+        raise UsageError(f"precision {precision!r}: a lone ONNX file has the one it was made with")
+    from ganexport.runtime._probe import probe
+
+    if backend is not None and "onnx" not in BACKENDS.load(backend).RUNNER.formats:
+        raise UsageError(f"backend {backend!r} does not open ONNX files; use onnxruntime or openvino")
+    names = [backend] if backend else ["onnxruntime", "openvino"]
+    skipped: list[str] = []
+    for name in names:
+        runner_class: type[Runner] = BACKENDS.load(name).RUNNER
+        if reason := runner_class.unavailable():
+            skipped.append(reason)
+            continue
+        spec = probe(path, name)
+        runner = runner_class.open(path, spec, device=device, settings=settings)
+        return Generator(runner, path, None, tuple(skipped))
+    raise BackendUnavailableError(f"{path}: no backend for ONNX files here: {'; '.join(skipped)}")
+
+
+class Generator:
+    """A loaded generator. All methods may be called from many threads at once.
+
+    Sample i of a seed depends on the seed and i alone (see docs/seed-contract.md), so the same
+    request gives the same picture in any batch, on any machine; engines differ by their rounding.
+
+    Attributes:
+        spec: Inputs, outputs and dimensions.
+        path: What was loaded.
+        file: The manifest's entry of the file in use; None for a lone ONNX file.
+        remarks: Files and backends that were passed over, with the reasons.
+    """
+
+    def __init__(self, runner: Runner, path: Path, file: ArtifactFile | None, remarks: tuple[str, ...] = ()) -> None:
+        self.runner = runner
+        self.spec: GeneratorSpec = runner.spec
+        self.path = path
+        self.file = file
+        self.remarks = remarks
+        self._batched = batched(self.spec)
+        self._samplings: dict[tuple[tuple[str, int], ...], Sampling] = {}
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend in use."""
+        return self.runner.backend
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda:0"."""
+        return self.runner.device
+
+    @property
+    def runtime(self) -> str:
+        """Library, version and provider."""
+        return self.runner.runtime
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run on arrays of your own; see :meth:`ganexport.runtime.base.Runner.run`."""
+        return self.runner.run(feeds)
+
+    def generate(
+        self,
+        n: int | None = None,
+        seed: int = 0,
+        *,
+        start: int = 0,
+        seeds: Sequence[int] | None = None,
+        labels: Any = None,
+        truncation: float | None = None,
+        batch_size: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> Array:
+        """Make pictures.
+
+        Args:
+            n: How many; 1 when not given, or as many as ``seeds``.
+            seed: 0 to 2^64 - 1.
+            start: Number of the first sample of the seed.
+            seeds: One seed a picture: the first (or ``start``-th) sample of each.
+            labels: One class for all or one a picture; random classes when not given.
+            truncation: See :func:`ganexport.latents`.
+            batch_size: Samples an engine call; the optimum of the generator's batch dimension
+                when not given. Fits memory; does not change the latents.
+            sizes: Sizes of other symbolic dimensions, the optimum when not given.
+
+        Returns:
+            [n, H, W, C] uint8.
+
+        Raises:
+            UsageError: Count, seed, label, truncation or size out of range; outputs that are no images.
+        """
+        tensor = image_tensor(self._batched)
+        request = self._request(
+            n,
+            sizes,
+            seed=seed,
+            start=start,
+            seeds=seeds,
+            labels=labels,
+            truncation=truncation,
+            batch_size=batch_size,
+        )
+        if request.single:
+            return to_uint8(next(self._outputs(request))[tensor.name], tensor)
+        return _collect((to_uint8(o[tensor.name], tensor) for o in self._outputs(request)), request.n)
+
+    def sample(
+        self,
+        n: int | None = None,
+        seed: int = 0,
+        *,
+        start: int = 0,
+        seeds: Sequence[int] | None = None,
+        labels: Any = None,
+        truncation: float | None = None,
+        batch_size: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> dict[str, Array]:
+        """As :meth:`generate`, for any kind of output: the engine's arrays as they are.
+
+        Returns:
+            Array by output name; its batch axis holds the n samples. Outputs without a batch axis
+            are those of the first engine call.
+        """
+        request = self._request(
+            n,
+            sizes,
+            seed=seed,
+            start=start,
+            seeds=seeds,
+            labels=labels,
+            truncation=truncation,
+            batch_size=batch_size,
+        )
+        parts = list(self._outputs(request))
+        joined = {}
+        for tensor in self._batched.outputs:
+            arrays = [part[tensor.name] for part in parts]
+            several = len(arrays) > 1 and BATCH in tensor.shape
+            joined[tensor.name] = np.concatenate(arrays, tensor.shape.index(BATCH)) if several else arrays[0]
+        return joined
+
+    def stream(
+        self,
+        n: int | None = None,
+        seed: int = 0,
+        *,
+        start: int = 0,
+        seeds: Sequence[int] | None = None,
+        labels: Any = None,
+        truncation: float | None = None,
+        batch_size: int | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> Iterator[Array]:
+        """As :meth:`generate`, batch by batch: any count in the memory of one batch.
+
+        Arguments are checked at the call, not at the first batch.
+
+        Yields:
+            [up to batch_size, H, W, C] uint8.
+        """
+        tensor = image_tensor(self._batched)
+        request = self._request(
+            n,
+            sizes,
+            seed=seed,
+            start=start,
+            seeds=seeds,
+            labels=labels,
+            truncation=truncation,
+            batch_size=batch_size,
+        )
+        return (to_uint8(outputs[tensor.name], tensor) for outputs in self._outputs(request))
+
+    def _request(self, n: int | None, sizes: Mapping[str, int] | None, **asked: Any) -> _Request:
+        key = tuple(sorted(sizes.items())) if sizes else ()
+        sampling = self._samplings.get(key)
+        if sampling is None:
+            sampling = self._samplings[key] = Sampling(self._batched, sizes)
+        return _Request(sampling, n, **asked)
+
+    def _outputs(self, request: _Request) -> Iterator[dict[str, Array]]:
+        """Outputs of each engine call, without what was padded."""
+        for count, feeds in request.feeds():
+            outputs = self.runner.run_checked(feeds)
+            if request.dim is not None:
+                outputs = {
+                    tensor.name: _rows(outputs[tensor.name], tensor.shape, count, request.padded(count))
+                    for tensor in self._batched.outputs
+                }
+            yield outputs
+
+    def close(self) -> None:
+        """Release the engine; calling twice is fine."""
+        self.runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Generator({str(self.path)!r}, backend={self.backend!r}, device={self.device!r})"
+
+
+class _Request:
+    """What was asked for, checked, and cut into engine calls."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        n: int | None,
+        *,
+        seed: int,
+        start: int,
+        seeds: Sequence[int] | None,
+        labels: Any,
+        truncation: float | None,
+        batch_size: int | None,
+    ) -> None:
+        if n is None:
+            n = 1 if seeds is None else len(seeds)
+        elif seeds is not None and n != len(seeds):
+            raise UsageError(f"count {n} and {len(seeds)} seeds: give one seed an image, or leave the count out")
+        sampling.check(seed, start, n, seeds=seeds, labels=labels, truncation=truncation)
+        self.sampling = sampling
+        self.n, self.seed, self.start, self.seeds = int(n), seed, start, seeds
+        self.labels, self.truncation = labels, truncation
+        self.dim = sampling.spec.batch
+        if batch_size is not None:
+            if self.dim is None:
+                raise UsageError("this generator has no batch dimension: leave the batch size out")
+            self.dim.check(batch_size)
+        size = batch_size or (self.dim.opt if self.dim else 1)
+        self.size = min(size, self.n)
+        self.single = self.size == self.n
+
+    def feeds(self) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Inputs of each engine call with the number of samples in it that are wanted."""
+        for begin in range(0, self.n, self.size):
+            count = min(self.size, self.n - begin)
+            piece = slice(begin, begin + count)
+            if self.seeds is None:
+                feeds = self.sampling.draw(
+                    self.seed, self.start + begin, count, labels=self._labels(piece), truncation=self.truncation
+                )
+            else:
+                feeds = self.sampling.draw(
+                    start=self.start,
+                    seeds=self.seeds[piece],
+                    labels=self._labels(piece),
+                    truncation=self.truncation,
+                )
+            yield count, self._pad(feeds, self.padded(count) - count)
+
+    def padded(self, count: int) -> int:
+        """The smallest batch that the generator takes and that holds ``count`` samples."""
+        if self.dim is None:
+            return count
+        return max(self.dim.min, -(-count // self.dim.step) * self.dim.step)
+
+    def _labels(self, piece: slice) -> Any:
+        if isinstance(self.labels, Mapping):
+            return {name: _part(value, piece) for name, value in self.labels.items()}
+        return _part(self.labels, piece)
+
+    def _pad(self, feeds: dict[str, Array], missing: int) -> dict[str, Array]:
+        if missing == 0:
+            return feeds
+        padded = {}
+        for tensor in self.sampling.spec.inputs:
+            array = feeds[tensor.name]
+            if BATCH in tensor.shape:
+                axis = tensor.shape.index(BATCH)
+                array = np.concatenate([array, np.repeat(array.take([-1], axis), missing, axis)], axis)
+            padded[tensor.name] = array
+        return padded
+
+
+def _part(labels: Any, piece: slice) -> Any:
+    return labels[piece] if hasattr(labels, "__getitem__") and not isinstance(labels, str) else labels
+
+
+def _rows(array: Array, shape: tuple[int | str, ...], count: int, ran: int) -> Array:
+    """The first ``count`` samples of an output, after its batch axis proved to be as long as the input's."""
+    if BATCH not in shape:
+        return array
+    axis = shape.index(BATCH)
+    if axis >= array.ndim or array.shape[axis] != ran:
+        raise ArtifactError(
+            f"the engine returned shape {list(array.shape)} for a batch of {ran}: the file has its batch size "
+            "baked in; convert again"
+        )
+    if count == ran:
+        return array
+    return np.ascontiguousarray(array[(slice(None),) * axis + (slice(0, count),)])
+
+
+def _collect(batches: Iterator[Array], n: int) -> Array:
+    """All batches in one array, allocated once.
+
+    Raises:
+        UsageError: They do not fit memory.
+    """
+    result: Array | None = None
+    done = 0
+    for batch in batches:
+        if result is None:
+            try:
+                result = np.empty((n, *batch.shape[1:]), np.uint8)
+            except (MemoryError, ValueError):
+                size = n * batch[0].nbytes
+                raise UsageError(
+                    f"{n} images of {batch[0].nbytes} bytes ({size / 2**30:.0f} GiB) do not fit memory: use .stream()"
+                ) from None
+        result[done : done + len(batch)] = batch
+        done += len(batch)
+    assert result is not None
+    return result

@@ -1,0 +1,220 @@
+"""ONNX Runtime: on the CPU, and on CUDA with inputs and outputs bound to device memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
+from ganexport.runtime.base import (
+    Array,
+    Feeds,
+    Runner,
+    Tensor,
+    check_settings,
+    check_signature,
+    device_index,
+    first_line,
+)
+from ganexport.spec import GeneratorSpec
+
+SETTINGS: dict[str, tuple[type, str]] = {
+    "threads": (int, "threads of one operator"),
+    "spinning": (bool, "threads wait by spinning: faster on idle cores, wasteful on shared ones"),
+    "optimization": (str, "graph optimisation: none, basic, extended or all"),
+}
+_LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+
+class OnnxRuntimeRunner(Runner):
+    """One ``InferenceSession``."""
+
+    backend: ClassVar[str] = "onnxruntime"
+    formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    def __init__(self, session: Any, spec: GeneratorSpec, cuda: int | None) -> None:
+        super().__init__()
+        import onnxruntime
+
+        self.spec = spec
+        self.device = "cpu" if cuda is None else f"cuda:{cuda}"
+        provider = CPU if cuda is None else CUDA
+        self.runtime = f"onnxruntime {onnxruntime.__version__} {provider}"
+        self._session = session
+        self._cuda = cuda
+        self._names = [output.name for output in session.get_outputs()]
+        self._feeds: Mapping[str, Array] = {}
+        self._outputs: list[Array] = []
+        self._binding = None if cuda is None else session.io_binding()
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why ONNX Runtime cannot be used; None when it can."""
+        try:
+            import onnxruntime
+        except Exception as error:  # noqa: BLE001 - a broken install fails with anything
+            missing = isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime"
+            reason = "not installed" if missing else first_line(error)
+            return f"onnxruntime: {reason} (pip install 'ganexport[cpu]')"
+        return None if hasattr(onnxruntime, "InferenceSession") else "onnxruntime: broken install, reinstall it"
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        spec: GeneratorSpec,
+        *,
+        device: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        requires: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Load an ONNX file; see :meth:`Runner.open`. Without a device: CUDA where this build has it and a GPU."""
+        chosen = check_settings(cls.backend, settings, SETTINGS)
+        if chosen.get("optimization", "all") not in _LEVELS:
+            raise UsageError(f"setting 'optimization' of onnxruntime must be one of {', '.join(_LEVELS)}")
+        wanted = device_index(device)
+        if reason := cls.unavailable():
+            raise BackendUnavailableError(reason)
+        cuda = _choose_cuda(device, wanted)
+        session = open_session(path, chosen, cuda)
+        if cuda is not None and CUDA not in session.get_providers():
+            raise BackendUnavailableError(f"onnxruntime could not start its {CUDA} here; use device cpu")
+        runner = cls(session, spec, cuda)
+        check_signature(spec, signature(session.get_inputs()), signature(session.get_outputs()), path)
+        return runner
+
+    def run_checked(self, checked: Mapping[str, Array]) -> dict[str, Array]:
+        """Sessions on the CPU are thread-safe: calls run side by side, without a lock."""
+        if self._cuda is not None:
+            return super().run_checked(checked)
+        session = self._session
+        if session is None:
+            raise UsageError("this generator is closed")
+        return dict(zip(self._names, self._call(session, checked), strict=True))
+
+    def _call(self, session: Any, feeds: Mapping[str, Array]) -> list[Array]:
+        try:
+            outputs: list[Array] = session.run(self._names, feeds)
+        except Exception as error:  # noqa: BLE001 - the binding raises many classes of its own
+            raise _run_error(error) from None
+        return outputs
+
+    def prepare(self, feeds: Feeds) -> None:
+        """On CUDA: copy the inputs to the device and bind them."""
+        self._feeds = dict(feeds)
+        if self._binding is None:
+            return
+        import onnxruntime
+
+        self._binding.clear_binding_inputs()
+        self._binding.clear_binding_outputs()
+        for name, array in feeds.items():
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", self._cuda)
+            self._binding.bind_ortvalue_input(name, value)
+        for name in self._names:
+            self._binding.bind_output(name, "cuda", self._cuda)
+
+    def launch(self) -> None:
+        """Run the session on what was prepared."""
+        if self._binding is None:
+            self._outputs = self._call(self._session, self._feeds)
+            return
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # noqa: BLE001 - as in _call
+            raise _run_error(error) from None
+
+    def synchronize(self) -> None:
+        """Wait for the device (the CPU is done when ``launch`` returns)."""
+        if self._binding is not None:
+            self._binding.synchronize_outputs()
+
+    def fetch(self) -> dict[str, Array]:
+        """The outputs of the last launch."""
+        outputs = self._outputs if self._binding is None else self._binding.copy_outputs_to_cpu()
+        return dict(zip(self._names, outputs, strict=True))
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._closed = True
+        self._session = self._binding = None
+        self._feeds, self._outputs = {}, []
+
+
+def signature(nodes: Any) -> list[Tensor]:
+    """A session's inputs or outputs."""
+    return [
+        Tensor(
+            node.name,
+            _DTYPES.get(node.type, node.type.removeprefix("tensor(").removesuffix(")")),
+            tuple(size if isinstance(size, int) and size >= 0 else None for size in node.shape),
+        )
+        for node in nodes
+    ]
+
+
+def _choose_cuda(device: str | None, wanted: int | None) -> int | None:
+    import onnxruntime
+
+    built_with_cuda = CUDA in onnxruntime.get_available_providers()
+    if wanted is not None and not built_with_cuda:
+        raise BackendUnavailableError(
+            f"device {device}: this onnxruntime {onnxruntime.__version__} has no {CUDA}; "
+            "pip install onnxruntime-gpu in its place, or use device cpu"
+        )
+    if wanted is None and device is None and built_with_cuda:
+        from ganexport.runtime import _cuda
+
+        return 0 if _cuda.unavailable() is None else None
+    return wanted
+
+
+def open_session(path: Path, settings: Mapping[str, Any], cuda: int | None) -> Any:
+    """An ``InferenceSession`` for a file.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised; warnings on stderr are not for the user
+    if "threads" in settings:
+        options.intra_op_num_threads = settings["threads"]
+    if "spinning" in settings:
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings["spinning"])))
+    level = _LEVELS[settings.get("optimization", "all")]
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    providers: list[Any] = [CPU] if cuda is None else [(CUDA, {"device_id": cuda}), CPU]
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # noqa: BLE001 - the binding raises many classes of its own
+        raise ArtifactError(f"{path}: ONNX Runtime cannot load it: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    text = first_line(error)
+    # "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from … failed:Protobuf parsing failed."
+    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+
+
+def _run_error(error: BaseException) -> Exception:
+    text = str(error)
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
+        return BackendUnavailableError("out of memory while running; use a smaller batch size")
+    return ArtifactError(f"ONNX Runtime failed while running: {_reason(error)}")
+
+
+RUNNER = OnnxRuntimeRunner

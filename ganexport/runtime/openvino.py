@@ -1,0 +1,166 @@
+"""OpenVINO on the CPU: its own format, and ONNX files as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
+from ganexport.runtime.base import (
+    Array,
+    Feeds,
+    Runner,
+    Tensor,
+    check_settings,
+    check_signature,
+    device_index,
+    first_line,
+)
+from ganexport.spec import GeneratorSpec
+
+SETTINGS: dict[str, tuple[type, str]] = {
+    "threads": (int, "threads of the engine"),
+    "streams": (int, "requests computed side by side"),
+    "precision": (str, "arithmetic of the engine: f32 or bf16"),
+}
+_DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16", "boolean": "bool"}
+_DTYPES |= {"i64": "int64", "i32": "int32", "u8": "uint8", "i8": "int8"}
+
+
+class OpenVinoRunner(Runner):
+    """One compiled model with one inference request."""
+
+    backend: ClassVar[str] = "openvino"
+    formats: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
+
+    def __init__(self, compiled: Any, spec: GeneratorSpec) -> None:
+        super().__init__()
+        import openvino
+
+        self.spec = spec
+        self.device = "cpu"
+        self.runtime = f"openvino {openvino.__version__.split('-')[0]} CPU"
+        self._openvino = openvino
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self._inputs = {name: compiled.input(name) for name in _names(compiled.inputs)}
+        self._outputs = {name: compiled.output(name) for name in _names(compiled.outputs)}
+        self._held: list[Any] = []
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why OpenVINO cannot be used; None when it can."""
+        try:
+            import openvino
+        except Exception as error:  # noqa: BLE001 - a broken install fails with anything
+            missing = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
+            return f"openvino: {'not installed' if missing else first_line(error)} (pip install 'ganexport[cpu]')"
+        return None if hasattr(openvino, "Core") else "openvino: broken install, reinstall it"
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        spec: GeneratorSpec,
+        *,
+        device: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        requires: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Load an ``.xml`` (with its ``.bin``) or an ``.onnx``; see :meth:`Runner.open`."""
+        chosen = check_settings(cls.backend, settings, SETTINGS)
+        if chosen.get("precision", "f32") not in ("f32", "bf16"):
+            raise UsageError("setting 'precision' of openvino must be f32 or bf16")
+        if device_index(device) is not None:
+            raise BackendUnavailableError(f"device {device}: openvino runs on the CPU here; use device cpu")
+        if reason := cls.unavailable():
+            raise BackendUnavailableError(reason)
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file")
+        compiled = compile_model(path, chosen)
+        check_signature(spec, signature(compiled.inputs), signature(compiled.outputs), path)
+        return cls(compiled, spec)
+
+    def prepare(self, feeds: Feeds) -> None:
+        """Hand the arrays over; they are read in place."""
+        held = []
+        for name, array in feeds.items():
+            tensor = self._openvino.Tensor(array, shared_memory=True)
+            self._request.set_tensor(self._inputs[name], tensor)
+            held.append((array, tensor))
+        self._held = held
+
+    def launch(self) -> None:
+        """Start the request."""
+        self._request.start_async()
+
+    def synchronize(self) -> None:
+        """Wait for the request."""
+        try:
+            self._request.wait()
+        except Exception as error:  # noqa: BLE001 - the binding raises RuntimeError and its own classes
+            raise ArtifactError(f"OpenVINO failed while running: {_reason(error)}") from None
+
+    def fetch(self) -> dict[str, Array]:
+        """Copies of the outputs, which the request otherwise overwrites."""
+        return {name: np.array(self._request.get_tensor(port).data) for name, port in self._outputs.items()}
+
+    def close(self) -> None:
+        """Drop the compiled model."""
+        with self._lock:
+            self._closed = True
+            self._request = self._compiled = None
+            self._inputs, self._outputs, self._held = {}, {}, []
+
+
+def compile_model(path: Path, settings: Mapping[str, Any]) -> Any:
+    """A model compiled for the CPU, in fp32 arithmetic unless asked otherwise.
+
+    Raises:
+        ArtifactError: OpenVINO cannot read or compile it.
+    """
+    import openvino
+
+    config: dict[str, Any] = {
+        # Some processors would silently compute in bf16.
+        "INFERENCE_PRECISION_HINT": settings.get("precision", "f32"),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if "threads" in settings:
+        config["INFERENCE_NUM_THREADS"] = settings["threads"]
+    if "streams" in settings:
+        config["NUM_STREAMS"] = settings["streams"]
+        del config["PERFORMANCE_HINT"]
+    try:
+        return openvino.Core().compile_model(str(path), "CPU", config)
+    except Exception as error:  # noqa: BLE001 - the frontends raise RuntimeError and their own classes
+        raise ArtifactError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from None
+
+
+def _names(ports: Any) -> list[str]:
+    return [port.get_any_name() for port in ports]
+
+
+def signature(ports: Any) -> list[Tensor]:
+    """A model's inputs or outputs."""
+    return [
+        Tensor(
+            port.get_any_name(),
+            _DTYPES.get(port.get_element_type().get_type_name(), port.get_element_type().get_type_name()),
+            tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape()),
+        )
+        for port in ports
+    ]
+
+
+def _reason(error: BaseException) -> str:
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    # The first lines say where in OpenVINO's own source a check failed; the last ones say what.
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return first_line((telling or lines or [type(error).__name__])[0])
+
+
+RUNNER = OpenVinoRunner

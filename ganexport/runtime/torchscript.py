@@ -1,0 +1,40 @@
+"""TorchScript files, on the CPU or CUDA. The only place, with aoti.py, where the runtime imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from ganexport.errors import ArtifactError
+from ganexport.runtime._torch import TorchRunner, open_torch
+from ganexport.runtime.base import first_line
+from ganexport.spec import GeneratorSpec
+
+
+class TorchScriptRunner(TorchRunner):
+    """One scripted or traced module, in evaluation mode."""
+
+    backend: ClassVar[str] = "torchscript"
+    formats: ClassVar[tuple[str, ...]] = ("torchscript",)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        spec: GeneratorSpec,
+        *,
+        device: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        requires: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Load a TorchScript file (it is code: its hash was checked first); see :meth:`Runner.open`."""
+        torch, where = open_torch(path, device, settings, cls.backend)
+        try:
+            module = torch.jit.load(str(path), map_location=where).eval()
+        except Exception as error:  # noqa: BLE001 - torch raises RuntimeError and others for damaged files
+            raise ArtifactError(f"{path}: torch cannot load this TorchScript file: {first_line(error)}") from None
+        return cls(torch, module, spec, where)
+
+
+RUNNER = TorchScriptRunner
