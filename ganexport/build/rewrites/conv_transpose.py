@@ -173,9 +173,7 @@ def phase_kernel(full: Array, axes: list[Axis], phase: tuple[int, ...], form: st
 def _crop_pairs(axis: Axis, phase: int) -> list[tuple[int, int]]:
     """(tap of the window, kernel position) of the full result's phase: tap u reads x[m - (T - 1) + u]."""
     return [
-        (axis.taps - 1 - t, t * axis.stride + phase)
-        for t in range(axis.taps)
-        if t * axis.stride + phase < axis.length
+        (axis.taps - 1 - t, t * axis.stride + phase) for t in range(axis.taps) if t * axis.stride + phase < axis.length
     ]
 
 
@@ -183,9 +181,7 @@ def to_conv_weight(kernel: Array, groups: int) -> Array:
     """[C_in, C_out / groups, taps...] of a transposed convolution as [C_out, C_in / groups, taps...]."""
     c_in, per_group = kernel.shape[:2]
     grouped = kernel.reshape(groups, c_in // groups, per_group, *kernel.shape[2:])
-    return np.ascontiguousarray(
-        grouped.swapaxes(1, 2).reshape(groups * per_group, c_in // groups, *kernel.shape[2:])
-    )
+    return np.ascontiguousarray(grouped.swapaxes(1, 2).reshape(groups * per_group, c_in // groups, *kernel.shape[2:]))
 
 
 def read_axes(node: ir.Node, spatial: tuple[int, ...]) -> list[Axis] | None:
@@ -197,9 +193,7 @@ def read_axes(node: ir.Node, spatial: tuple[int, ...]) -> list[Axis] | None:
     strides = attribute(node, "strides") or [1] * rank
     extra = attribute(node, "output_padding") or [0] * rank
     dilations = attribute(node, "dilations") or [1] * rank
-    return [
-        Axis(spatial[i], strides[i], pads[i], pads[rank + i], extra[i], dilations[i]) for i in range(rank)
-    ]
+    return [Axis(spatial[i], strides[i], pads[i], pads[rank + i], extra[i], dilations[i]) for i in range(rank)]
 
 
 def apply(model: ir.Model, target: Target | None = None, form: str | None = None) -> int:

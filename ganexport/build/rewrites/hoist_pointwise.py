@@ -1,6 +1,6 @@
 """Activation before the interleave instead of after it.
 
-relu(depth_to_space(conv(x))) = depth_to_space(relu(conv(x))): a backend then fuses the activation
+relu(depth_to_space(conv(x))) = depth_to_space(relu(conv(x))), and the same for a reshape behind a matrix product: a backend then fuses the activation
 (and the rounding to int8 or bf16 behind it) into the convolution, and the interleave moves the
 narrow numbers. Exact: an element-wise function commutes with a rearrangement of elements.
 """
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ganexport.build.cost import Target
 from ganexport.build.rewrites._graph import POINTWISE, is_op, nodes_of, only_consumer
 
-MOVES = ("DepthToSpace", "Slice", "Concat")
+MOVES = ("DepthToSpace", "Slice", "Reshape", "Transpose")
 
 
 def apply(model: ir.Model, target: Target | None = None) -> int:
@@ -34,7 +34,7 @@ def apply(model: ir.Model, target: Target | None = None) -> int:
 def _hoist(node: ir.Node) -> bool:
     value = node.inputs[0]
     mover = value.producer() if value is not None else None
-    if mover is None or not is_op(mover, "DepthToSpace", "Slice") or only_consumer(mover.outputs[0]) is not node:
+    if mover is None or not is_op(mover, *MOVES) or only_consumer(mover.outputs[0]) is not node:
         return False
     source = mover.inputs[0]
     if source is None or source.producer() is None:
