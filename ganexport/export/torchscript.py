@@ -51,7 +51,8 @@ def export(
             )
         traced, method = scripted, "scripted from torch.export's graph"
     name = file_name("torchscript.pt", precision)
-    with writing(folder / name):
+    with writing(folder / name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that it will drop TorchScript one day
         torch.jit.save(traced, str(folder / name))
     return Built(name, (), {"torch": torch.__version__.partition("+")[0]}, (f"torchscript {method}",))
 

@@ -1,0 +1,160 @@
+"""``convert``: from any source to a verified artifact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ganexport.artifact import Artifact, ArtifactWriter
+from ganexport.build.options import BuildOptions
+from ganexport.errors import UsageError
+from ganexport.export import formats
+from ganexport.export.source import Description, TorchSource, open_source
+from ganexport.spec import BATCH, Dim, TensorSpec, parse_call, parse_dim, parse_input, parse_output
+
+
+def convert(
+    source: Any,
+    *,
+    to: str | Sequence[str] = ("onnx",),
+    output: str | os.PathLike[str],
+    precision: str = "fp32",
+    inputs: Sequence[str | TensorSpec] = (),
+    outputs: Sequence[str] = (),
+    dims: Sequence[str | Dim] = (),
+    batch: str | Dim | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    weights_key: str | None = None,
+    call: str | Mapping[str, Any] = "",
+    noise: str = "error",
+    truncation: float | None = None,
+    output_dtype: str | None = None,
+    options: BuildOptions | None = None,
+    verify_budget: float = 120.0,
+    min_psnr: float | None = None,
+    allow_mismatch: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Artifact:
+    """Export a generator, prove each file against its source, and publish the artifact.
+
+    Args:
+        source: A run, a trained model's name, ``package.module:factory``, an ``nn.Module``, an
+            artifact or an .onnx file. The last two need no torch.
+        to: Formats: "torchscript", "onnx", "trt", "openvino", "aoti".
+        output: The artifact's folder. An artifact that is converted into itself keeps its files.
+        precision: "fp32", "fp16", "bf16", "int8", or "auto": fp16 with the layers that need it in
+            fp32. Made on the graph; inputs and outputs stay fp32.
+        inputs: ``"z=normal[batch,512]"`` and so on, in the order of the module's arguments.
+        outputs: ``"image=[-1,1]:NCHW"``: names, ranges and layouts.
+        dims: ``"height=64:256:1024/8"``: ranges of symbolic dimensions.
+        batch: ``"1:8:64"``, short for ``dims=["batch=1:8:64"]``.
+        weights: safetensors, or a checkpoint of tensors, for a factory's module.
+        weights_key: Where the state is in a nested checkpoint, e.g. "g_ema".
+        call: Keyword arguments of every call, literals only: ``"noise_mode='const'"``.
+        noise: What becomes of random numbers drawn inside forward: "error", "input", "constant".
+        truncation: Baked into the graph.
+        output_dtype: "uint8": the image leaves the graph as NHWC bytes.
+        options: Of the builders.
+        verify_budget: Seconds of comparing a file.
+        min_psnr: dB; overrides the tolerance table's.
+        allow_mismatch: Publish a file outside tolerance, with its failures recorded.
+        progress: Told what happens, a line at a time.
+
+    Returns:
+        The published artifact.
+
+    Raises:
+        UsageError: Options that cannot be meant.
+        ExportError: A generator that cannot be exported as asked; cause, line and fix are named.
+        ParityError: A file is outside its tolerance; nothing was published.
+        MissingDependencyError: A package that a format needs is not installed.
+        OutputError: The artifact cannot be written.
+    """
+    wanted = tuple(dict.fromkeys([to] if isinstance(to, str) else to))
+    formats.check(wanted, precision)
+    if output_dtype not in (None, "float32", "uint8"):
+        raise UsageError(f"output dtype {output_dtype!r}: float32 or uint8")
+    if verify_budget <= 0:
+        raise UsageError(f"--verify-budget {verify_budget:g}: needs a positive number of seconds")
+    description = describe(inputs, outputs, dims, batch, weights, weights_key, call)
+    opened = open_source(source, description, precision)
+    settings = ConvertSettings(
+        precision, noise, truncation, output_dtype == "uint8", options or BuildOptions(), verify_budget, min_psnr,
+        allow_mismatch,
+    )  # fmt: skip
+    say = progress or (lambda _text: None)
+    with ArtifactWriter(output) as writer:
+        if isinstance(opened, TorchSource):
+            from ganexport.export.from_module import convert_module
+
+            return convert_module(opened, description, wanted, settings, writer, say)
+        from ganexport.export.from_graph import convert_graph
+
+        return convert_graph(opened, description, wanted, settings, writer, say)
+
+
+class ConvertSettings(msgspec.Struct, frozen=True):
+    """What :func:`convert` was asked for, apart from source and formats."""
+
+    precision: str = "fp32"
+    noise: str = "error"
+    truncation: float | None = None
+    uint8: bool = False
+    options: BuildOptions = BuildOptions()
+    budget: float = 120.0
+    min_psnr: float | None = None
+    allow_mismatch: bool = False
+
+
+def describe(
+    inputs: Sequence[str | TensorSpec] = (),
+    outputs: Sequence[str] = (),
+    dims: Sequence[str | Dim] = (),
+    batch: str | Dim | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    weights_key: str | None = None,
+    call: str | Mapping[str, Any] = "",
+) -> Description:
+    """The user's words as a :class:`Description`.
+
+    Raises:
+        UsageError: A text that cannot be parsed, or a dimension given twice.
+    """
+    ranges = [parse_dim(dim) if isinstance(dim, str) else dim for dim in dims]
+    if batch is not None:
+        ranges.append(parse_dim(f"{BATCH}={batch}") if isinstance(batch, str) else batch)
+    names = [dim.name for dim in ranges]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"dimension {repeated[0]!r} is given twice")
+    return Description(
+        tuple(parse_input(text) if isinstance(text, str) else text for text in inputs),
+        tuple(parse_output(text) for text in outputs),
+        tuple(ranges),
+        Path(weights) if weights is not None else None,
+        weights_key,
+        parse_call(call) if isinstance(call, str) else dict(call),
+    )
+
+
+def open_reference(source: Any, *, uint8: bool = False, **description: Any) -> Any:
+    """The source as something that runs: the truth for ``verify --against``.
+
+    Raises:
+        As :func:`convert`.
+    """
+    noise = description.pop("noise", "error")
+    truncation = description.pop("truncation", None)
+    described = describe(**description)
+    opened = open_source(source, described)
+    if isinstance(opened, TorchSource):
+        from ganexport.export.prepared import prepare
+
+        prepared = prepare(opened, declared=described.outputs, noise=noise, truncation=truncation, uint8=uint8)
+        return prepared.reference
+    from ganexport.export.from_graph import GraphReference
+
+    return GraphReference.open(opened, described)
