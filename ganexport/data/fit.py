@@ -1,0 +1,58 @@
+"""Make images fit a model's input size, in the way the recipe names; never silently."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ganexport.data.images import ImageSet, Pixels
+from ganexport.errors import DataError
+
+FITS = ("refuse", "pad", "resize")
+
+
+def fit(images: ImageSet, size: tuple[int, int, int], how: str = "refuse") -> ImageSet:
+    """Images of a given size.
+
+    Args:
+        images: Of any one size.
+        size: (H, W, C) that the model takes.
+        how: "refuse" another size; "pad" with black to a larger one, the picture centred; "resize"
+            the largest centred square (in the model's proportions) with an antialiasing filter.
+
+    Raises:
+        DataError: Another number of channels, or a size that ``how`` cannot mend.
+    """
+    height, width, channels = images.size
+    if channels != size[2]:
+        raise DataError(
+            f"{images.name}: has {channels} channel{'s' if channels > 1 else ''}, the model takes {size[2]}; "
+            "convert the images or set the architecture's channels"
+        )
+    if (height, width) == size[:2]:
+        return images
+    if how == "pad" and height <= size[0] and width <= size[1]:
+        return images.mapped(size, lambda image: _pad(image, size))
+    if how == "resize":
+        return images.mapped(size, lambda image: _resize(image, size))
+    advice = "--set data.fit=resize" if how == "pad" or height > size[0] or width > size[1] else "--set data.fit=pad"
+    raise DataError(f"{images.name}: images are {width}x{height}, the model takes {size[1]}x{size[0]}; try {advice}")
+
+
+def _pad(image: Pixels, size: tuple[int, int, int]) -> Pixels:
+    top, left = (size[0] - image.shape[0]) // 2, (size[1] - image.shape[1]) // 2
+    out: Pixels = np.zeros(size, np.uint8)
+    out[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return out
+
+
+def _resize(image: Pixels, size: tuple[int, int, int]) -> Pixels:
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    crop_height, crop_width = size[0] * scale, size[1] * scale
+    top, left = (height - crop_height) / 2, (width - crop_width) / 2
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    box = (left, top, left + crop_width, top + crop_height)
+    pixels = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box))
+    return pixels[..., None] if pixels.ndim == 2 else pixels

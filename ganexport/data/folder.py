@@ -1,0 +1,117 @@
+"""A folder of pictures; sub-folders are classes, numbered in the order of their names."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from ganexport.data.images import ImageSet, Pixels, from_arrays
+from ganexport.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+#: Decoded pixels up to this size are kept in memory; larger folders are decoded batch by batch.
+MEMORY_LIMIT = 4 << 30
+#: Pillow modes that are taken as they are, and the mode they become.
+_MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", "RGBA": "RGBA"}
+
+
+class PictureReader:
+    """Pictures decoded when asked for; every one is checked against the first one's size.
+
+    Args:
+        files: In order.
+        size: (H, W, C) that each must have.
+    """
+
+    def __init__(self, files: list[Path], size: tuple[int, int, int]) -> None:
+        self.files = files
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Pixels:
+        """One picture, uint8 [H, W, C].
+
+        Raises:
+            DataError: Damaged, or of another size or mode than the first.
+        """
+        image = decode(self.files[index])
+        if image.shape != self.size:
+            raise DataError(
+                f"{self.files[index]}: {_describe(image.shape)}, but {self.files[0].name} is {_describe(self.size)}; "
+                "all pictures must have one size and one number of channels"
+            )
+        return image
+
+
+def read_folder(folder: Path, memory_limit: int = MEMORY_LIMIT) -> ImageSet:
+    """All pictures below a folder, in the order of their paths.
+
+    Args:
+        folder: Pictures, or sub-folders of pictures (then each is a class).
+        memory_limit: Bytes of decoded pixels up to which they are kept in memory.
+
+    Raises:
+        DataError: No pictures, a damaged one, mixed sizes, or pictures beside class folders.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise DataError(f"{folder}: no pictures in it ({', '.join(s[1:] for s in SUFFIXES[:5])}, …) and no idx files")
+    labels, classes = _labels(folder, files)
+    first = decode(files[0])
+    reader = PictureReader(files, (first.shape[0], first.shape[1], first.shape[2]))
+    name = folder.resolve().name
+    if first.size * len(files) <= memory_limit:
+        images = np.stack([reader.read(index) for index in range(len(files))])
+        return from_arrays(images, labels, name=name, where=str(folder), classes=classes)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+    return ImageSet(reader, labels, reader.size, name, classes, digest.hexdigest())
+
+
+def _labels(
+    folder: Path, files: list[Path]
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]] | None, tuple[str, ...]]:
+    tops = [path.relative_to(folder).parts for path in files]
+    nested = [len(parts) > 1 for parts in tops]
+    if not any(nested):
+        return None, ()
+    if not all(nested):
+        loose = files[nested.index(False)]
+        raise DataError(f"{loose}: lies beside class folders; put every picture into a class folder, or none")
+    classes = tuple(sorted({parts[0] for parts in tops}))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers[parts[0]] for parts in tops], np.int64), classes
+
+
+def decode(path: Path) -> Pixels:
+    """One picture, uint8 [H, W, C] with 1 (grey), 3 (colour) or 4 (with transparency) channels.
+
+    Raises:
+        DataError: Missing, truncated, not a picture, or of a mode with more than 8 bits.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in _MODES:
+                raise DataError(
+                    f"{path}: picture mode {picture.mode} is not supported; convert it to grey or RGB, 8 bits"
+                )
+            picture.load()
+            pixels = np.asarray(picture.convert(_MODES[picture.mode]))
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not a picture, or damaged") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {error}") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise DataError(f"{path}: truncated or damaged picture: {error}") from None
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _describe(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]} with {shape[2]} channel{'s' if shape[2] > 1 else ''}"
