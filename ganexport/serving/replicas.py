@@ -1,0 +1,112 @@
+"""Replicas of the engine on Ray Serve: placed, watched and restarted by it, on one machine or a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from ganexport.errors import MissingDependencyError
+from ganexport.serving.drawing import Job
+from ganexport.serving.engine import Answer, Engine, EngineSettings
+from ganexport.serving.gateway import ReplicaLostError
+from ganexport.serving.loading import python_path
+from ganexport.serving.metrics import Metrics
+from ganexport.serving.versions import Version
+
+#: A sample is a function of its seed, so a request whose replica died is simply sent again.
+ATTEMPTS = 3
+#: Object store of the embedded Ray: answers in flight, a few MB each.
+OBJECT_STORE_BYTES = 256 << 20
+
+
+class RayReplicas:
+    """A Ray Serve application of :class:`Engine`.
+
+    Args:
+        settings: Of each engine.
+        version: Loaded by every replica as it starts.
+        replicas: How many.
+        address: Of a running Ray cluster; None starts one inside this process's machine.
+        metrics: Counts retries.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, version: Version, replicas: int, address: str | None, metrics: Metrics
+    ) -> None:
+        self._metrics = metrics
+        self._embedded = address is None
+        # Unless told otherwise Ray reports usage to its makers; nothing of ours calls home.
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        try:
+            import ray
+            from ray import serve
+        except ImportError:
+            raise MissingDependencyError("serving needs Ray Serve: pip install 'ganexport[serve]'") from None
+        self._ray, self._serve = ray, serve
+        # Its remarks are not JSON; what matters of them is an error here.
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        _connect(ray, address, replicas, settings)
+        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+        deployment = serve.deployment(
+            Engine,
+            name="engine",
+            num_replicas=replicas,
+            # The gateway bounds what is pending; a replica must not refuse what was admitted.
+            max_ongoing_requests=1024,
+            graceful_shutdown_timeout_s=30,
+            health_check_period_s=2,
+            health_check_timeout_s=30,
+            ray_actor_options={"num_cpus": 0, "num_gpus": 1 if _wants_gpu(settings) else 0},
+        )
+        app = deployment.bind(settings, (version.digest, version.path))
+        self._handle = serve.run(app, name="ganexport", route_prefix=None)
+
+    async def generate(self, version: Version, job: Job) -> Answer:
+        """Have a replica answer; another one when it dies over it.
+
+        Raises:
+            ReplicaLostError: Every attempt's replica died.
+        """
+        errors = self._ray.exceptions
+        for attempt in range(ATTEMPTS):
+            try:
+                answer: Answer = await self._handle.generate.remote(version.digest, version.path, job)
+                return answer
+            except (errors.RayActorError, errors.WorkerCrashedError, errors.ObjectLostError):
+                self._metrics.retries.inc()
+                if attempt == ATTEMPTS - 1:
+                    break
+        raise ReplicaLostError("the replicas that took this request died; it is not tried again")
+
+    async def ping(self) -> bool:
+        """Whether a replica answers."""
+        return bool(await self._handle.ping.remote())
+
+    def close(self) -> None:
+        """Stop the replicas, and the embedded Ray."""
+        self._serve.delete("ganexport")
+        if self._embedded:
+            self._serve.shutdown()
+        self._ray.shutdown()
+
+
+def _wants_gpu(settings: EngineSettings) -> bool:
+    return bool(settings.device and settings.device.startswith("cuda"))
+
+
+def _connect(ray: Any, address: str | None, replicas: int, settings: EngineSettings) -> None:
+    # Stated thread counts are kept; otherwise Ray would pin each replica to one.
+    threads = str(settings.threads or max(1, (os.cpu_count() or 1) // replicas))
+    variables = {"OMP_NUM_THREADS": threads}
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "ganexport"}
+    if address is not None:
+        ray.init(address=address, runtime_env={"env_vars": variables}, **common)
+        return
+    variables["PYTHONPATH"] = python_path()
+    ray.init(
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        runtime_env={"env_vars": variables},
+        **common,
+    )

@@ -1,0 +1,245 @@
+"""A server's life: check the artifact, start the replicas, answer, reload, roll back, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ganexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, GanExportError, MissingDependencyError, UsageError
+from ganexport.serving.engine import EngineSettings
+
+
+class ServerOptions(msgspec.Struct, frozen=True):
+    """How to serve.
+
+    Attributes:
+        engine: Of each replica.
+        host: Address to listen on.
+        port: 0 for any free one.
+        replicas: Processes that generate.
+        address: Of a running Ray cluster; None starts Ray on this machine.
+        max_count: Most samples in a request.
+        max_pending: Most samples admitted at a time; None for two batches a replica.
+        timeout: Seconds for a request, waiting included.
+        drain: Seconds for the requests under way after SIGTERM.
+        drain_delay: Seconds from SIGTERM during which the port stays open and /readyz says 503, so that
+            load balancers turn away before it closes.
+        reload: Seconds between looks at the artifact; 0 only looks on SIGHUP.
+        state: Folder for the versions; None for a temporary one.
+    """
+
+    engine: EngineSettings = EngineSettings()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    address: str | None = None
+    max_count: int = 64
+    max_pending: int | None = None
+    timeout: float = 30.0
+    drain: float = 30.0
+    drain_delay: float = 0.0
+    reload: float = 2.0
+    state: Path | None = None
+
+
+def serve(artifact: Path, options: ServerOptions) -> int:
+    """Serve until SIGINT or SIGTERM, then drain.
+
+    Args:
+        artifact: An artifact's folder or a lone .onnx; watched for newer versions.
+        options: How.
+
+    Returns:
+        130 after SIGINT, 143 after SIGTERM.
+
+    Raises:
+        GanExportError: The artifact cannot be served, the port is taken, or Ray is not installed.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import ray.serve  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"serving needs the package {error.name}: pip install 'ganexport[serve]'"
+        ) from None
+    options = _share_cores(options)
+    state = options.state or Path(tempfile.mkdtemp(prefix="ganexport-serve-"))
+    listener = _bind(options.host, options.port)
+    try:
+        return asyncio.run(_Server(artifact, options, state, listener).run())
+    finally:
+        listener.close()
+        if options.state is None:
+            shutil.rmtree(state, ignore_errors=True)
+
+
+def _share_cores(options: ServerOptions) -> ServerOptions:
+    """Replicas on one machine divide its cores instead of each taking all of them."""
+    if options.engine.threads is not None or options.replicas == 1 or options.address is not None:
+        return options
+    threads = max(1, len(os.sched_getaffinity(0)) // options.replicas)
+    return msgspec.structs.replace(options, engine=msgspec.structs.replace(options.engine, threads=threads))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from None
+    return listener
+
+
+class _Server:
+    def __init__(self, artifact: Path, options: ServerOptions, state: Path, listener: socket.socket) -> None:
+        from ganexport.serving.admission import Admission
+        from ganexport.serving.loading import check_apart
+        from ganexport.serving.metrics import Log, Metrics
+        from ganexport.serving.versions import VersionStore
+
+        self.artifact, self.options, self.listener = artifact, options, listener
+        self.log, self.metrics = Log(), Metrics()
+        self.store = VersionStore(state, lambda path: check_apart(path, options.engine))
+        pending = options.max_pending or 2 * options.engine.max_batch * options.replicas
+        self.admission = Admission(pending, self.metrics)
+        self.stop = asyncio.Event()
+        self.exit_code = 0
+        self._reload_lock = asyncio.Lock()
+
+    async def run(self) -> int:
+        """The whole life."""
+        from ganexport.serving.gateway import Gateway
+        from ganexport.serving.replicas import RayReplicas
+        from ganexport.serving.versions import fingerprint
+
+        self._seen = fingerprint(self.artifact)
+        version = await self.store.adopt(self.artifact)
+        self.metrics.serving(version.digest)
+        replicas = RayReplicas(self.options.engine, version, self.options.replicas, self.options.address, self.metrics)
+        # Only now: starting Ray puts its own handler in place of whatever was there.
+        self._catch_signals()
+        try:
+            self.gateway = Gateway(
+                self.store,
+                replicas,
+                self.admission,
+                self.metrics,
+                self.log,
+                max_count=self.options.max_count,
+                timeout=self.options.timeout,
+            )
+            await self._answer()
+        finally:
+            await asyncio.to_thread(replicas.close)
+        self.log("stopped")
+        return self.exit_code
+
+    async def _answer(self) -> None:
+        server = self._uvicorn()
+        helpers = [asyncio.create_task(self.gateway.watch_replicas()), asyncio.create_task(self._watch_artifact())]
+        # uvicorn's serve() would take the signals for itself.
+        serving = asyncio.create_task(server._serve([self.listener]))
+        host, port = self.listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        self.log("serving", url=f"http://{shown}:{port}/", version=self.store.current.digest, pid=os.getpid())
+        stopping = asyncio.create_task(self.stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        self.admission.draining = True
+        self.log("draining", pending=self.admission.pending)
+        if not serving.done():
+            await asyncio.sleep(self.options.drain_delay)
+            server.should_exit = True
+        await serving
+        for helper in (*helpers, stopping):
+            helper.cancel()
+
+    def _uvicorn(self) -> Any:
+        import uvicorn
+
+        from ganexport.serving.envelope import Envelope
+        from ganexport.serving.gateway import make_app
+        from ganexport.serving.protocol import GuardedProtocol
+
+        app = Envelope(make_app(self.gateway), admission=self.admission, metrics=self.metrics, log=self.log)
+        config = uvicorn.Config(
+            app,
+            http=GuardedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(max(1, self.options.drain)),
+        )
+        return uvicorn.Server(config)
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop, EXIT_TERMINATED)
+        loop.add_signal_handler(signal.SIGINT, self._stop, EXIT_INTERRUPTED)
+        self._tasks: set[asyncio.Task[None]] = set()
+        loop.add_signal_handler(signal.SIGHUP, self._spawn, self._reload)
+        loop.add_signal_handler(signal.SIGUSR2, self._spawn, self._roll_back)
+
+    def _stop(self, exit_code: int) -> None:
+        self.exit_code = self.exit_code or exit_code
+        self.stop.set()
+
+    def _spawn(self, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.create_task(action())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch_artifact(self) -> None:
+        from ganexport.serving.versions import fingerprint
+
+        while self.options.reload:
+            await asyncio.sleep(self.options.reload)
+            now = await asyncio.to_thread(fingerprint, self.artifact)
+            # A missing artifact is one that is being replaced.
+            if now is not None and now != self._seen:
+                self._seen = now
+                await self._reload()
+
+    async def _reload(self) -> None:
+        """Adopt what lies there now; a version that fails its check changes nothing."""
+        async with self._reload_lock:
+            before = self.store.current.digest
+            try:
+                version = await self.store.adopt(self.artifact)
+            except GanExportError as error:
+                self.gateway.refusal = str(error)
+                self.metrics.reloads.labels("refused").inc()
+                self.log("reload-refused", "error", reason=str(error), serving=before)
+                return
+            self.gateway.refusal = None
+            self.metrics.reloads.labels("adopted").inc()
+            self.metrics.serving(version.digest)
+            self.log("reloaded", version=version.digest, before=before)
+
+    async def _roll_back(self) -> None:
+        async with self._reload_lock:
+            before = self.store.current.digest
+            try:
+                version = self.store.roll_back()
+            except GanExportError as error:
+                self.log("roll-back-refused", "error", reason=str(error), serving=before)
+                return
+            self.metrics.serving(version.digest)
+            self.log("rolled-back", version=version.digest, before=before)
