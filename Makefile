@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml CMakeLists.txt
 setup: $(VENV)/.installed ## Make .venv with everything the demo and the tests need
 
 demo: $(VENV)/.installed ## Train on real MNIST, convert, verify, generate, benchmark, report (about 6 minutes)
-	rm -rf $(DEMO) && mkdir -p $(DEMO)
+	rm -rf $(DEMO)/run $(DEMO)/digits
 	$(BIN)/ganexport train dcgan-mnist --out $(DEMO)/run
 	$(BIN)/ganexport convert $(DEMO)/run --to torchscript --to onnx --to trt -o $(DEMO)/digits
 	$(BIN)/ganexport verify $(DEMO)/digits

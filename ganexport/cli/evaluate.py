@@ -1,0 +1,89 @@
+"""``ganexport evaluate``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ganexport.cli._console import json_option, print_json, progress, remarks, results
+
+if TYPE_CHECKING:
+    from ganexport.evaluation.evaluate import Evaluation
+
+EPILOG = """\b
+Examples:
+  ganexport evaluate run
+  ganexport evaluate artifact --backend onnxruntime --data mnist/ -n 10000 --json
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("source")
+@click.option("--data", default="mnist-10k", show_default=True,
+              help="Real images: mnist-10k (shipped), a folder, idx, .npz or .npy file, or a torchvision set.")
+@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True,
+              help="Which part of the data, where it has both.")
+@click.option("-n", "--count", type=click.IntRange(100), default=10_000, show_default=True, help="Images to generate.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of the latents.")
+@click.option("--backend", help="Runtime for an artifact: onnxruntime, openvino, tensorrt, torchscript, aoti.")
+@click.option("--device", help="cpu, cuda or cuda:1.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images at a time; the generator's optimum by default.")
+@json_option
+def command(
+    source: str, data: str, split: str, count: int, seed: int, backend: str | None, device: str | None,
+    batch_size: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure the quality of SOURCE's images against real ones.
+
+    SOURCE is a run, an artifact, an .onnx file or a shipped model. Grey digit-like images are compared by the
+    features of a small classifier that ships with ganexport. All figures are printed with their conditions.
+    """
+    from ganexport.data import open_images
+    from ganexport.errors import MissingDependencyError
+
+    try:
+        from ganexport.evaluation.evaluate import collect, evaluate_images
+        from ganexport.evaluation.source import open_generator
+    except ImportError as error:
+        raise MissingDependencyError(f"evaluating needs {error.name}: pip install 'ganexport[train]'") from None
+
+    real = open_images(data, split=split)
+    with open_generator(source, backend, device) as generator:
+        size = batch_size or (generator.spec.batch.opt if generator.spec.batch else 1)
+        with progress(f"generating {count} images", count) as (bar, task):
+            fake = collect(
+                lambda start, n: generator.generate(n, seed, start=start),
+                count, max(size, 64), lambda n: bar.advance(task, n),
+            )  # fmt: skip
+        name = f"{source} ({generator.runner.runtime})"
+    remarks().print(f"comparing with {len(real)} real images of {real.name} ({split})")
+    evaluation = evaluate_images(fake, real.array(), source=name, data=f"{real.name} ({split})", seed=seed)
+    if as_json:
+        print_json(evaluation)
+    else:
+        _show(evaluation)
+
+
+def _show(evaluation: Evaluation) -> None:
+    from rich.table import Table
+
+    low, high = evaluation.frechet_interval
+    table = Table("figure", "value", "better", title=evaluation.source)
+    table.add_row("Fréchet distance", f"{evaluation.frechet:.2f}  (95%: {low:.2f} to {high:.2f})", "lower")
+    table.add_row("kernel distance", f"{evaluation.kernel[0]:.4f} ± {evaluation.kernel[1]:.4f}", "lower")
+    for figure in ("precision", "recall", "density", "coverage"):
+        table.add_row(figure, f"{getattr(evaluation, figure):.3f}", "higher")
+    table.add_row("mean confidence", f"{evaluation.confidence:.3f}", "higher")
+    table.add_row("class shares", " ".join(f"{share:.1%}" for share in evaluation.class_shares), "as in the data")
+    copies = evaluation.memorisation
+    table.add_row("copies of training images", f"{copies.copies:.1%} (1% by chance)", "lower")
+    table.add_row("distance to nearest training image", f"{copies.median_ratio:.2f} x that among them", "about 1")
+    console = results()
+    console.print(table)
+    console.print(
+        f"{evaluation.generated} generated (seed {evaluation.seed}) against {evaluation.real} of {evaluation.data}; "
+        f"features: {evaluation.backbone}"
+    )
+    if copies.suspicious:
+        console.print("[bold]Many of these images are near-copies of training images.[/bold]")

@@ -1,0 +1,84 @@
+"""``ganexport evaluate`` on a real artifact run by real ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ganexport.artifact import ArtifactWriter, Manifest, Provenance
+from ganexport.cli.main import cli, run
+from ganexport.spec import Dim, GeneratorSpec, TensorSpec, parse_input
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    """A linear generator of 28x28 grey images."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).normal(0, 0.5, (8, 784)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["z", "weight"], ["flat"]),
+            helper.make_node("Tanh", ["flat"], ["bounded"]),
+            helper.make_node("Reshape", ["bounded", "shape"], ["image"]),
+        ],
+        "generator",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 28, 28])],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array([-1, 1, 28, 28]), "shape")],
+    )
+    spec = GeneratorSpec(
+        (parse_input("z=normal[batch,8]"),),
+        (TensorSpec("image", "float32", ("batch", 1, 28, 28), None, (-1.0, 1.0), "NCHW"),),
+        (Dim("batch", 1, 64, 64),),
+    )
+    path = tmp_path_factory.mktemp("evaluate") / "artifact"
+    with ArtifactWriter(path) as writer:
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.save(model, writer.folder / "generator.onnx")
+        file = writer.describe("generator.onnx", "onnx", "fp32")
+        writer.publish(Manifest(1, spec, (file,), Provenance("a linear map")))
+    return path
+
+
+def test_figures_and_conditions_as_json(artifact):
+    result = CliRunner().invoke(cli, ["evaluate", str(artifact), "-n", "300", "--seed", "3", "--json"])
+    assert result.exit_code == 0, result.output
+    evaluation = json.loads(result.stdout)
+    assert evaluation["generated"] == 300
+    assert evaluation["real"] == 10_000
+    assert evaluation["seed"] == 3
+    assert "onnxruntime" in evaluation["source"]
+    assert evaluation["frechet"] > 100  # a random linear map makes no digits
+
+
+def test_two_evaluations_of_the_same_weights_agree_within_the_interval(artifact):
+    def evaluate(seed):
+        return json.loads(
+            CliRunner().invoke(cli, ["evaluate", str(artifact), "-n", "2000", "--seed", str(seed), "--json"]).stdout
+        )
+
+    first, second = evaluate(1), evaluate(2)
+    low, high = first["frechet_interval"]
+    assert low <= second["frechet"] <= high
+
+
+def test_the_table_names_the_conditions(artifact):
+    result = CliRunner().invoke(cli, ["evaluate", str(artifact), "-n", "100"])
+    assert result.exit_code == 0, result.output
+    assert "100 generated (seed 0) against 10000" in result.stdout
+
+
+def test_holes_are_one_line(artifact, tmp_path, capsys):
+    for arguments in (
+        [str(tmp_path / "missing")],
+        [str(artifact), "--data", str(tmp_path / "nothing")],
+        [str(artifact), "--backend", "tensorflow"],
+        [str(artifact), "-n", "5"],
+    ):
+        assert run(["evaluate", *arguments]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
