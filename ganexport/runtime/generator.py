@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -238,20 +238,11 @@ class Generator:
         Raises:
             UsageError: Count, seed, label, truncation or size out of range; outputs that are no images.
         """
+        asked = _asked(seed, start, seeds, labels, truncation, batch_size)
         tensor = image_tensor(self._batched)
-        request = self._request(
-            n,
-            sizes,
-            seed=seed,
-            start=start,
-            seeds=seeds,
-            labels=labels,
-            truncation=truncation,
-            batch_size=batch_size,
-        )
-        if request.single:
-            return to_uint8(next(self._outputs(request))[tensor.name], tensor)
-        return _collect((to_uint8(o[tensor.name], tensor) for o in self._outputs(request)), request.n)
+        request = self._request(n, sizes, asked)
+        pictures = (to_uint8(batch.outputs[tensor.name], tensor) for batch in self._batches(request))
+        return next(pictures) if request.single else _collect(pictures, request.n)
 
     def sample(
         self,
@@ -271,17 +262,8 @@ class Generator:
             Array by output name; its batch axis holds the n samples. Outputs without a batch axis
             are those of the first engine call.
         """
-        request = self._request(
-            n,
-            sizes,
-            seed=seed,
-            start=start,
-            seeds=seeds,
-            labels=labels,
-            truncation=truncation,
-            batch_size=batch_size,
-        )
-        parts = list(self._outputs(request))
+        asked = _asked(seed, start, seeds, labels, truncation, batch_size)
+        parts = [batch.outputs for batch in self._batches(self._request(n, sizes, asked))]
         joined = {}
         for tensor in self._batched.outputs:
             arrays = [part[tensor.name] for part in parts]
@@ -309,35 +291,36 @@ class Generator:
             [up to batch_size, H, W, C] uint8.
         """
         tensor = image_tensor(self._batched)
-        request = self._request(
-            n,
-            sizes,
-            seed=seed,
-            start=start,
-            seeds=seeds,
-            labels=labels,
-            truncation=truncation,
-            batch_size=batch_size,
-        )
-        return (to_uint8(outputs[tensor.name], tensor) for outputs in self._outputs(request))
+        batches = self.batches(n, sizes, **_asked(seed, start, seeds, labels, truncation, batch_size))
+        return (to_uint8(batch.outputs[tensor.name], tensor) for batch in batches)
 
-    def _request(self, n: int | None, sizes: Mapping[str, int] | None, **asked: Any) -> _Request:
+    def batches(self, n: int | None = None, sizes: Mapping[str, int] | None = None, **asked: Any) -> Iterator[Batch]:
+        """The engine calls of a request one by one, with inputs and outputs as they are.
+
+        Args:
+            n: As in :meth:`generate`.
+            sizes: As in :meth:`generate`.
+            asked: ``seed``, ``start``, ``seeds``, ``labels``, ``truncation``, ``batch_size``.
+        """
+        return self._batches(self._request(n, sizes, _asked(**asked)))
+
+    def _request(self, n: int | None, sizes: Mapping[str, int] | None, asked: dict[str, Any]) -> _Request:
         key = tuple(sorted(sizes.items())) if sizes else ()
         sampling = self._samplings.get(key)
         if sampling is None:
             sampling = self._samplings[key] = Sampling(self._batched, sizes)
         return _Request(sampling, n, **asked)
 
-    def _outputs(self, request: _Request) -> Iterator[dict[str, Array]]:
-        """Outputs of each engine call, without what was padded."""
-        for count, feeds in request.feeds():
+    def _batches(self, request: _Request) -> Iterator[Batch]:
+        for begin, count, feeds in request.feeds():
             outputs = self.runner.run_checked(feeds)
             if request.dim is not None:
-                outputs = {
-                    tensor.name: _rows(outputs[tensor.name], tensor.shape, count, request.padded(count))
-                    for tensor in self._batched.outputs
-                }
-            yield outputs
+                ran = request.padded(count)
+                outputs = {t.name: _rows(outputs[t.name], t.shape, count, ran) for t in self._batched.outputs}
+                inputs = {t.name: _rows(feeds[t.name], t.shape, count, ran) for t in self._batched.inputs}
+            else:
+                inputs = feeds
+            yield Batch(begin, count, inputs, outputs)
 
     def close(self) -> None:
         """Release the engine; calling twice is fine."""
@@ -353,6 +336,40 @@ class Generator:
 
     def __repr__(self) -> str:
         return f"Generator({str(self.path)!r}, backend={self.backend!r}, device={self.device!r})"
+
+
+class Batch(NamedTuple):
+    """One engine call.
+
+    Attributes:
+        begin: Position of its first sample within the request.
+        size: Samples in it.
+        inputs: Array by input name.
+        outputs: Array by output name.
+    """
+
+    begin: int
+    size: int
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+def _asked(  # noqa: PLR0917 - mirrors generate
+    seed: int = 0,
+    start: int = 0,
+    seeds: Sequence[int] | None = None,
+    labels: Any = None,
+    truncation: float | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "start": start,
+        "seeds": seeds,
+        "labels": labels,
+        "truncation": truncation,
+        "batch_size": batch_size,
+    }
 
 
 class _Request:
@@ -387,8 +404,8 @@ class _Request:
         self.size = min(size, self.n)
         self.single = self.size == self.n
 
-    def feeds(self) -> Iterator[tuple[int, dict[str, Array]]]:
-        """Inputs of each engine call with the number of samples in it that are wanted."""
+    def feeds(self) -> Iterator[tuple[int, int, dict[str, Array]]]:
+        """(first sample, samples that are wanted, inputs) of each engine call."""
         for begin in range(0, self.n, self.size):
             count = min(self.size, self.n - begin)
             piece = slice(begin, begin + count)
@@ -403,7 +420,7 @@ class _Request:
                     labels=self._labels(piece),
                     truncation=self.truncation,
                 )
-            yield count, self._pad(feeds, self.padded(count) - count)
+            yield begin, count, self._pad(feeds, self.padded(count) - count)
 
     def padded(self, count: int) -> int:
         """The smallest batch that the generator takes and that holds ``count`` samples."""

@@ -1,0 +1,204 @@
+"""``ganexport generate``: a grid, a folder of pictures, or shards of any number of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ganexport.cli._console import print_json, progress, remarks
+from ganexport.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from ganexport.runtime.generator import Generator
+
+#: Most pixels of a grid, and most files of a plain folder.
+GRID_PIXELS = 1 << 28
+FOLDER_FILES = 10_000
+
+EXAMPLES = """
+\b
+Examples:
+  ganexport generate digits -n 64 -o grid.png
+  ganexport generate digits -n 20 --seed 7 --start 100 -o pictures/
+  ganexport generate digits -n 1000000 --format webdataset -o shards/
+"""
+
+
+@click.command("generate", epilog=EXAMPLES)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("-n", "--count", type=int, default=64, show_default=True, help="How many pictures.")
+@click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64 - 1.")
+@click.option("--start", type=int, default=0, show_default=True, help="Number of the first sample of the seed.")
+@click.option("--seeds", help="One seed a picture, comma-separated: the first sample of each.")
+@click.option("--labels", "--class", "labels", help="A class for all, or one a picture, comma-separated.")
+@click.option("--truncation", type=float, help="Cut the latents to this many standard deviations (or feed it).")
+@click.option("--size", "sizes", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic dimension.")
+@click.option("--backend", help="onnxruntime, openvino, tensorrt, torchscript or aoti; default: the first that runs.")
+@click.option("--device", help="cpu, cuda or cuda:1.")
+@click.option("--precision", help="fp32, fp16, bf16 or int8, where the artifact holds several.")
+@click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--batch-size", type=int, help="Samples an engine call; default: the generator's optimum.")
+@click.option("--format", "kind", help="Write shards: png, npz, webdataset or parquet (resumable).")
+@click.option("--shard-size", type=int, help="Samples a shard; default: 1000 for png, else 10000.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="grid.png, or a folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON on stdout.")
+def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None:
+    """Make pictures from ARTIFACT (an artifact's folder, or a lone .onnx), one seed and number a picture.
+
+    -o NAME.png writes a grid, -o FOLDER one PNG a picture, and --format writes shards with
+    checksums; the same command continues shards where it was interrupted.
+    """
+    from ganexport.runtime.generator import load
+
+    begun = time.perf_counter()
+    asked = _asked(options)
+    _check_output(output, options)
+    settings = {"threads": options["threads"]} if options["threads"] is not None else None
+    with load(
+        artifact, options["backend"], options["device"], precision=options["precision"], settings=settings
+    ) as generator:
+        for remark in generator.remarks:
+            remarks().print(f"passed over: {remark}", markup=False)
+        remarks().print(f"running on {generator.runtime}", markup=False)
+        if options["kind"]:
+            made = _shards(generator, output, options, asked)
+        elif output.suffix.lower() == ".png":
+            made = _grid(generator, output, asked)
+        else:
+            made = _folder(generator, output, asked)
+        seconds = time.perf_counter() - begun
+        about = {"output": str(output), "count": made, "seconds": round(seconds, 3), "runtime": generator.runtime}
+    if as_json:
+        print_json(about)
+    else:
+        click.echo(f"{made} {'picture' if made == 1 else 'pictures'} in {output} ({seconds:.1f} s)")
+
+
+def _asked(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``Generator.generate`` from the options."""
+    asked: dict[str, Any] = {
+        "n": options["count"],
+        "seed": options["seed"],
+        "start": options["start"],
+        "truncation": options["truncation"],
+        "batch_size": options["batch_size"],
+    }
+    if options["seeds"] is not None:
+        asked["seeds"] = _numbers(options["seeds"], "--seeds")
+        asked["n"] = len(asked["seeds"])
+    if options["labels"] is not None:
+        labels = _numbers(options["labels"], "--labels")
+        asked["labels"] = labels[0] if len(labels) == 1 else labels
+    if options["sizes"]:
+        pairs = [text.partition("=") for text in options["sizes"]]
+        asked["sizes"] = {name: _numbers(size, f"--size {name}")[0] for name, _, size in pairs}
+    return asked
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: write whole numbers separated by commas") from None
+
+
+def _check_output(output: Path, options: dict[str, Any]) -> None:
+    """Refuse what cannot be written before anything is computed."""
+    if options["kind"] is None and options["shard_size"] is not None:
+        raise UsageError("--shard-size needs --format")
+    if options["kind"] and output.suffix.lower() == ".png":
+        raise UsageError(f"--format writes a folder of shards, {output} is a file's name")
+    grid = output.suffix.lower() == ".png" and not options["kind"]
+    if grid and output.is_dir():
+        raise OutputError(f"{output}: is a folder; give the grid another name")
+    if not grid and output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file; a folder, or NAME.png for a grid, is wanted")
+    if not options["kind"] and not grid and options["count"] > FOLDER_FILES:
+        raise UsageError(
+            f"{options['count']} files in one folder are too many: use --format png, webdataset or parquet"
+        )
+
+
+def _grid(generator: Generator, output: Path, asked: dict[str, Any]) -> int:
+    """All pictures in one PNG, as near to a square as their number allows."""
+    import numpy as np
+
+    from ganexport.artifact import write_atomic
+    from ganexport.bulk import png
+
+    n, position = asked["n"], 0
+    grid: Any = None
+    for picture in _pictures(generator, asked):
+        height, width, channels = picture.shape
+        if grid is None:
+            if n * height * width > GRID_PIXELS:
+                raise UsageError(f"{n} pictures of {width}x{height} are too many for one grid: give a folder with -o")
+            columns = math.ceil(math.sqrt(n * height / width))
+            grid = np.zeros((math.ceil(n / columns), height, columns, width, channels), np.uint8)
+        grid[position // columns, :, position % columns] = picture
+        position += 1
+    rows, height, columns, width, channels = grid.shape
+    write_atomic(output, png.encode(grid.reshape(1, rows * height, columns * width, channels))[0])
+    return int(n)
+
+
+def _folder(generator: Generator, output: Path, asked: dict[str, Any]) -> int:
+    """One PNG a picture, named by its number (or its seed, with --seeds)."""
+    from ganexport.artifact import write_atomic, writing
+    from ganexport.bulk import png
+
+    pictures = _pictures(generator, asked)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    names = [f"seed-{seed}" for seed in asked.get("seeds", ())] or [
+        f"{asked['start'] + position:06d}" for position in range(asked["n"])
+    ]
+    for name, picture in zip(names, pictures, strict=True):
+        write_atomic(output / f"{name}.png", png.encode(picture[None])[0])
+    return len(names)
+
+
+def _pictures(generator: Generator, asked: dict[str, Any]) -> Any:
+    stream = generator.stream(**asked)
+
+    def each() -> Any:
+        with progress("generating", asked["n"]) as (bar, task):
+            for batch in stream:
+                yield from batch
+                bar.advance(task, len(batch))
+
+    return each()
+
+
+def _shards(generator: Generator, output: Path, options: dict[str, Any], asked: dict[str, Any]) -> int:
+    from ganexport.bulk.job import Progress, generate_bulk
+
+    if "seeds" in asked:
+        raise UsageError("--seeds does not go with --format: shards count the samples of one seed")
+    if isinstance(asked.get("labels"), list):
+        raise UsageError("--format takes one class for all, or random ones")
+    last = time.monotonic()
+    with progress("generating", asked["n"]) as (bar, task):
+
+        def show(state: Progress) -> None:
+            nonlocal last
+            text = f"{state.rate:,.0f} images/s" if state.rate else "generating"
+            bar.update(task, completed=state.done, description=text)
+            if not bar.console.is_terminal and time.monotonic() - last > 10:
+                last = time.monotonic()
+                left = f", {state.eta:.0f} s left" if state.eta is not None else ""
+                remarks().print(f"{state.done} of {state.total} ({text}{left})")
+
+        done = generate_bulk(
+            generator,
+            output,
+            format=options["kind"],
+            shard_size=options["shard_size"],
+            on_progress=show,
+            **asked,
+        )
+    return done.done
