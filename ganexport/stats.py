@@ -169,10 +169,11 @@ def compare(
         seed: Of the resampling.
     """
     ratio = ratio_interval(new, old, confidence=confidence, seed=seed)
-    return Comparison(ratio, _verdict(ratio, threshold), threshold)
+    return Comparison(ratio, verdict(ratio, threshold), threshold)
 
 
-def _verdict(ratio: Interval, threshold: float) -> str:
+def verdict(ratio: Interval, threshold: float) -> str:
+    """A ratio of times in a word: "slower", "faster", "equal" or "undecided" (see :class:`Comparison`)."""
     if ratio.value > 1 + threshold and ratio.low > 1:
         return "slower"
     if ratio.value < 1 / (1 + threshold) and ratio.high < 1:
@@ -217,13 +218,14 @@ def noise(rounds: Rounds) -> Noise:
 class SteadyState:
     """Says when a stream of timings has stopped changing, so that warm-up is as long as it must be.
 
-    Steady: the medians of the last four windows lie within ``tolerance`` of each other and do not
+    Steady: the levels of the last four windows lie within ``tolerance`` of each other and do not
     fall all the way through them by more than half of it. (perf_analyzer asks for three windows
-    within 10 %; a slow ramp passes that.)
+    within 10 %; a slow ramp passes that.) A window's level is its lower quartile: a neighbour's load
+    only ever adds time, so the lower part of a window says best what the candidate itself does.
 
     Args:
         window: Samples in a window; it grows so that a window is at least ``window_time`` long.
-        tolerance: Largest share between the highest and the lowest window median.
+        tolerance: Largest share between the highest and the lowest window's level.
         window_time: In the samples' unit.
     """
 
@@ -236,7 +238,7 @@ class SteadyState:
         self.count = 0
         self._open: list[float] = []
         self._time = 0.0
-        self._medians: list[float] = []
+        self._levels: list[float] = []
 
     def add(self, sample: float) -> bool:
         """Take one sample; True as soon as the stream is steady."""
@@ -244,14 +246,14 @@ class SteadyState:
         self._open.append(sample)
         self._time += sample
         if len(self._open) >= self.window and self._time >= self.window_time:
-            self._medians.append(float(np.median(self._open)))
+            self._levels.append(float(np.quantile(self._open, 0.25)))
             self._open, self._time = [], 0.0
         return self.steady
 
     @property
     def steady(self) -> bool:
         """Whether the last windows agree."""
-        last = self._medians[-self.WINDOWS :]
+        last = self._levels[-self.WINDOWS :]
         if len(last) < self.WINDOWS or min(last) <= 0:
             return False
         spread = max(last) / min(last) - 1
@@ -282,7 +284,7 @@ class Growth:
     leaking: bool
 
 
-def growth(runs: ArrayLike, resident: ArrayLike, *, floor: float = 1 << 20) -> Growth:
+def growth(runs: ArrayLike, resident: ArrayLike, *, floor: float = 4 << 20) -> Growth:
     """Does resident memory grow with every run?
 
     Args:
@@ -291,7 +293,7 @@ def growth(runs: ArrayLike, resident: ArrayLike, *, floor: float = 1 << 20) -> G
         floor: Growth over the second half below this many bytes is the allocator's business.
     """
     x, y = _vector(runs), _vector(resident)
-    if x.size < 4:
+    if x.size < 6:  # too few to tell a leak from an allocator that fills its pools
         return Growth(0.0, False)
     i, j = np.triu_indices(x.size, 1)
     apart = x[j] != x[i]
@@ -299,7 +301,7 @@ def growth(runs: ArrayLike, resident: ArrayLike, *, floor: float = 1 << 20) -> G
     slope = float(np.median(slopes)) if slopes.size else 0.0
     half = x.size // 2
     late = y[half:]
-    rising = float(np.mean(np.diff(late) > 0)) >= 0.5 if late.size > 1 else False
+    rising = float(np.mean(np.diff(late) > 0)) >= 0.75 if late.size > 1 else False
     return Growth(slope, slope > 0 and rising and float(late[-1] - late[0]) > floor)
 
 

@@ -171,7 +171,8 @@ def explain(error: BaseException) -> dict[str, Any]:
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= 300 else text[:297] + "…"
     if is_out_of_memory(error):
-        return {"error": "out of memory", "reason": f"out of memory: {text}"}
+        said = text if text.lower().startswith("out of memory") else f"out of memory: {text}"
+        return {"error": "out of memory", "reason": said}
     if isinstance(error, GanExportError):
         return {"error": "refused", "reason": text}
     if isinstance(error, ImportError):

@@ -1,0 +1,214 @@
+"""Measure a generator on everything that can run it: what ``ganexport bench`` calls."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ganexport.artifact import MANIFEST, Artifact
+from ganexport.bench import roofline
+from ganexport.bench.candidates import find_candidates, onnx_file_of, onnx_spec
+from ganexport.environment import describe
+from ganexport.errors import GanExportError, UsageError, unknown_name
+from ganexport.measure.candidate import Candidate
+from ganexport.measure.conductor import Conductor
+from ganexport.measure.feeds import static_batch
+from ganexport.measure.plan import Plan, Progress, ServerPlan, silent
+from ganexport.measure.process import CandidateFailedError, WorkerProcess
+from ganexport.measurement import SCHEMA_VERSION, Measurement, Report
+from ganexport.spec import BATCH, Dim, GeneratorSpec, TensorSpec, spec_from_json
+
+#: MLPerf Inference's scenarios, and the cold start that it leaves out.
+SCENARIOS = ("single-stream", "multi-stream", "offline", "server", "cold-start")
+#: Samples in one multi-stream query (MLCommons inference rules).
+MULTI_STREAM = 8
+
+
+def benchmark(
+    *sources: str | Path,
+    backends: Sequence[str] = (),
+    devices: Sequence[str] = (),
+    batches: Sequence[int] = (),
+    sizes: dict[str, int] | None = None,
+    scenarios: Sequence[str] = ("single-stream", "offline"),
+    threads: Sequence[int] = (),
+    precisions: Sequence[str] = (),
+    seconds: float = 2.0,
+    rounds: int = 8,
+    warm_up: float = 10.0,
+    server: ServerPlan | None = None,
+    cold_starts: int = 5,
+    inputs: Sequence[TensorSpec] = (),
+    dims: Sequence[Dim] = (),
+    peaks: bool = True,
+    title: str = "",
+    command: str = "",
+    progress: Progress = silent,
+) -> Report:
+    """Measure sources on every backend that can run them, a process each, in turn.
+
+    Args:
+        sources: Artifacts, runs, models, ``package.module:factory`` or ``.onnx`` files of ONE
+            generator. Outputs are compared with the golden ones of the first artifact that has them,
+            else with those of the first candidate that runs.
+        backends: Only these; see :func:`~ganexport.bench.candidates.backend_names`.
+        devices: "cpu", "cuda"; by default the CPU, and the first GPU where there is one.
+        batches: Of the offline scenario; by default the generator's smallest, optimal and largest.
+        sizes: Of dimensions other than the batch; their optimum by default.
+        scenarios: Of :data:`SCENARIOS`.
+        threads: Thread counts to sweep on the CPU.
+        precisions: Of torch candidates.
+        seconds: Sampling time of each candidate in each cell, spread over the rounds.
+        rounds: Turns of each candidate.
+        warm_up: Longest warm-up in seconds.
+        server: Limits of the server scenario.
+        cold_starts: Fresh processes a candidate in the cold-start scenario.
+        inputs: What to feed to an ``.onnx`` file that does not say it itself.
+        dims: Ranges of such a file's free dimensions.
+        peaks: Measure the machine's peaks for the roofline.
+        title: Of the report.
+        command: What to type to repeat it.
+        progress: Called before every step.
+
+    Returns:
+        Every row, also those that could not be run, with their reasons. After Ctrl-C it holds what
+        was measured until then, and a note that begins with "interrupted".
+
+    Raises:
+        UsageError: Unknown scenario, backend or source, or nothing to measure.
+        ArtifactError: A damaged artifact.
+    """
+    for name in scenarios:
+        if name not in SCENARIOS:
+            raise unknown_name("scenario", name, SCENARIOS)
+    if seconds <= 0 or rounds < 1 or warm_up <= 0 or cold_starts < 1:
+        raise UsageError("seconds, rounds, warm-up and cold starts must be positive")
+    if any(batch < 1 for batch in batches):
+        raise UsageError(f"batch sizes must be positive, got {', '.join(map(str, batches))}")
+    names = [str(source) for source in sources]
+    candidates = find_candidates(
+        names, backends=backends, devices=devices, threads=threads, precisions=precisions, inputs=inputs, dims=dims
+    )
+    if not candidates:
+        raise UsageError(f"nothing can run {', '.join(names) or 'no source'}; see: ganexport doctor")
+    reference = _golden_of(names)
+    plan = Plan(rounds=rounds, turn_seconds=seconds / rounds, max_warm_seconds=warm_up, reference=reference)
+    environment = describe()
+    with Conductor(candidates, plan, progress) as conductor:
+        conductor.open()
+        spec = _spec_of(conductor)
+        if "cold-start" in scenarios:
+            conductor.cold_start(cold_starts)
+        conductor.measure(_cells(scenarios, batches, dict(sizes or {}), spec))
+        if "server" in scenarios:
+            conductor.serve(server or ServerPlan())
+    rows = tuple(conductor.rows)
+    if peaks and not conductor.interrupted:
+        rows = _with_roofline(rows, names, spec, environment, progress)
+    notes = (*conductor.notes, *_notes(rows))
+    heading = title or f"{(spec.name if spec else Path(names[0]).name)} on {_machine(environment)}"
+    return Report(SCHEMA_VERSION, heading, environment, rows, notes, command)
+
+
+def _golden_of(sources: Sequence[str]) -> str | None:
+    """Golden inputs and fp32 outputs of the first artifact that has them."""
+    for source in sources:
+        if (Path(source) / MANIFEST).is_file():
+            path = Artifact(source).golden_path()
+            if path is not None:
+                return str(path)
+    return None
+
+
+def _spec_of(conductor: Conductor) -> GeneratorSpec | None:
+    return next((spec_from_json(text) for text in conductor.specs.values()), None)
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    if environment["gpus"]:
+        return str(environment["gpus"][0]["name"])
+    cpu = environment["cpu"]
+    return f"{cpu['model'] or 'CPU'}, {cpu['affinity'] or cpu['logical']} cores"
+
+
+def _cells(
+    scenarios: Sequence[str], batches: Sequence[int], sizes: dict[str, int], spec: GeneratorSpec | None
+) -> list[tuple[str, dict[str, int]]]:
+    """(scenario, sizes) in the order of measuring; a batch that two scenarios want is measured once."""
+    batch = static_batch(spec) if spec is not None else None
+    wanted: dict[int, str] = {}
+    if "single-stream" in scenarios:
+        wanted[1 if batch is None else batch.min] = "single-stream"
+    if "multi-stream" in scenarios:
+        wanted.setdefault(MULTI_STREAM, "multi-stream")
+    if "offline" in scenarios:
+        default = (batch.min, batch.opt, batch.max) if batch is not None else (1,)
+        for size in batches or default:
+            wanted.setdefault(size, "offline")
+    has_batch = batch is not None or spec is None
+    return [(name, ({BATCH: size} if has_batch else {}) | sizes) for size, name in sorted(wanted.items())]
+
+
+def _with_roofline(
+    rows: tuple[Measurement, ...],
+    sources: Sequence[str],
+    spec: GeneratorSpec | None,
+    environment: dict[str, Any],
+    progress: Progress,
+) -> tuple[Measurement, ...]:
+    """Rows with their share of this machine's peak; unchanged where nothing can be counted."""
+    path = onnx_file_of(sources)
+    if path is None or not any(row.series for row in rows):
+        return rows
+    costs: dict[str, roofline.Cost] = {}
+    for row in rows:
+        key = roofline.cell_key(row.conditions.get("sizes", {}))
+        if row.series and key not in costs:
+            with contextlib.suppress(GanExportError):
+                costs[key] = roofline.count(path, onnx_spec(path) if spec is None else spec, row.conditions["sizes"])
+    peaks: dict[str, Any] = {}
+    wanted: dict[str, set[str]] = {}
+    for row in rows:
+        if row.series:
+            device = str(row.candidate.get("device", "cpu"))
+            wanted.setdefault(device, set()).add(str(row.candidate.get("precision", "fp32")))
+    for device, precisions in wanted.items():
+        progress(f"peak of {device}", 0, 1)
+        found = _measure_peaks(device, sorted(precisions - {"int8"}))
+        if found is not None:
+            peaks[device.partition(":")[0]] = found
+    environment["peaks"] = peaks
+    return tuple(roofline.annotate(rows, costs, peaks))
+
+
+def _measure_peaks(device: str, precisions: list[str]) -> dict[str, Any] | None:
+    with WorkerProcess(Candidate("peaks", "")) as worker:
+        try:
+            arguments = {"device": device, "precisions": precisions}
+            answer = worker.ask("call", 120, function="ganexport.measure.peaks:measure", arguments=arguments)
+        except CandidateFailedError:
+            return None
+    value = answer["value"]
+    assert isinstance(value, dict)
+    return value
+
+
+def _notes(rows: Sequence[Measurement]) -> list[str]:
+    """What a reader must know before believing the table."""
+    from ganexport.bench.digest import digest
+
+    lines = digest(rows)
+    notes = []
+    loud = [line for line in lines if line.noise is not None and not line.noise.quiet and line.scenario != "server"]
+    if loud:
+        worst = max(max(line.noise.within, line.noise.between) for line in loud if line.noise)
+        notes.append(
+            f"noisy: {len(loud)} of {len(lines)} rows have a CV of 10% or more (worst {worst:.0%}): "
+            "compare candidates by their ratios, not by absolute figures"
+        )
+    wrong = sorted({line.name for line in lines if line.parity_failed})
+    if wrong:
+        notes.append(f"outside the tolerance, so its speed means nothing: {', '.join(wrong)}")
+    return notes

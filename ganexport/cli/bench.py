@@ -1,0 +1,274 @@
+"""``ganexport bench``: measure, compare and merge."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ganexport.cli import _console
+from ganexport.errors import InterruptedBySignalError, RegressionError, UsageError
+
+if TYPE_CHECKING:
+    from ganexport.measurement import Report
+
+
+class _DefaultGroup(click.Group):
+    """A group that measures when its first argument is none of its sub-commands."""
+
+    DEFAULT = "measure"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default command's name in front."""
+        if not args or args[0] not in self.commands:
+            args = [self.DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+class _DefaultCommand(click.Command):
+    """The default command, which calls itself by the group's name."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Stand in the group's place."""
+        if parent is not None:
+            info_name, parent = parent.info_name, parent.parent
+        return super().make_context(info_name, args, parent, **extra)
+
+
+def _numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
+    def parse(_ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Any, ...]:
+        if not value:
+            return ()
+        try:
+            return tuple(kind(part.strip()) for part in value.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{value!r}: write numbers like 1,8,64", param=parameter) from None
+
+    return parse
+
+
+def _names(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if value else ()
+
+
+def _percent(_ctx: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 10:
+        raise click.BadParameter(f"{value!r}: write a share like 5%", param=parameter)
+    return share
+
+
+@click.group(cls=_DefaultGroup, name="bench", no_args_is_help=False)
+def command() -> None:
+    """Measure latency and throughput of every backend, side by side."""
+
+
+@command.command(cls=_DefaultCommand, name="measure", hidden=True)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--backends", callback=_names, metavar="A,B", help="Only these backends; by default all that fit.")
+@click.option("--device", "devices", callback=_names, metavar="D,…", help="cpu, cuda, cuda:1.")
+@click.option("--batch", "batches", callback=_numbers(int), metavar="N,…", help="Batch sizes of the offline scenario.")
+@click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Size of another free dimension.")
+@click.option(
+    "--scenario",
+    "scenarios",
+    callback=_names,
+    default="single-stream,offline",
+    show_default=True,
+    metavar="S,…",
+    help="single-stream, multi-stream, offline, server, cold-start.",
+)
+@click.option("--threads", callback=_numbers(int), metavar="N,…", help="CPU thread counts to sweep.")
+@click.option(
+    "--precision", "precisions", callback=_names, metavar="P,…", help="Of torch candidates: fp32, tf32, bf16, fp16."
+)
+@click.option("--seconds", default=2.0, show_default=True, help="Sampling time a candidate and batch.")
+@click.option("--rounds", default=8, show_default=True, help="Turns that the seconds are spread over.")
+@click.option("--warm-up", default=10.0, show_default=True, help="Longest warm-up in seconds.")
+@click.option("--slo-ms", default=100.0, show_default=True, help="Server scenario: limit of the p99 latency.")
+@click.option("--max-batch", default=16, show_default=True, help="Server scenario: largest dynamic batch.")
+@click.option("--max-delay-ms", default=2.0, show_default=True, help="Server scenario: longest wait for company.")
+@click.option("--input", "inputs", multiple=True, metavar="SPEC", help="Input of an .onnx file that does not say it.")
+@click.option("--dim", "dims", multiple=True, metavar="SPEC", help="Range of such a file's free dimension.")
+@click.option("--baseline", metavar="NAME", help="Candidate that speedups refer to; by default the first.")
+@click.option("--price-per-hour", type=float, metavar="DOLLARS", help="Adds images a dollar to the rows.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Raw samples and conditions, JSON."
+)
+@click.option("--html", "html_path", type=click.Path(dir_okay=False, path_type=Path), help="Report with charts.")
+@click.option("--markdown", "markdown_path", type=click.Path(dir_okay=False, path_type=Path), help="Tables, Markdown.")
+@_console.json_option
+def measure(
+    sources: tuple[str, ...],
+    *,
+    sizes: tuple[str, ...],
+    inputs: tuple[str, ...],
+    dims: tuple[str, ...],
+    slo_ms: float,
+    max_batch: int,
+    max_delay_ms: float,
+    baseline: str | None,
+    price_per_hour: float | None,
+    output: Path | None,
+    html_path: Path | None,
+    markdown_path: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Measure latency and throughput of every backend, side by side.
+
+    SOURCE is an artifact, a run, a model, package.module:factory or an .onnx file; several of them
+    must be the same generator. Ctrl-C keeps what was measured.
+
+    \b
+    ganexport bench digits/ --batch 1,16,64 -o bench.json --html report.html
+    ganexport bench digits/ --scenario server --slo-ms 50
+    ganexport bench compare old.json new.json --fail-if-slower 5%
+    ganexport bench merge cpu.json h100.json -o all.json --html all.html
+    """
+    from ganexport.bench.api import benchmark
+    from ganexport.measure.plan import ServerPlan
+    from ganexport.spec import parse_dim, parse_input
+
+    with _console.progress("measuring") as (bar, task):
+
+        def progress(text: str, done: int, total: int) -> None:
+            bar.update(task, description=text, completed=done, total=total)
+
+        report = benchmark(
+            *sources,
+            sizes=dict(_size(text) for text in sizes),
+            inputs=[parse_input(text) for text in inputs],
+            dims=[parse_dim(text) for text in dims],
+            server=ServerPlan(slo_ms=slo_ms, max_batch=max_batch, max_delay_ms=max_delay_ms),
+            command=shlex.join(["ganexport", *sys.argv[1:]]) if sys.argv[1:2] == ["bench"] else "",
+            progress=progress,
+            warm_up=options.pop("warm_up"),
+            **options,
+        )
+    if price_per_hour is not None:
+        from ganexport.bench.cost import with_price
+
+        report = with_price(report, price_per_hour)
+    _write(report, output, html_path, markdown_path, baseline)
+    if as_json:
+        _console.print_json(report)
+    else:
+        from ganexport.bench.table import print_report
+
+        print_report(report, _console.results(), baseline=baseline)
+    if any(note.startswith("interrupted") for note in report.notes):
+        raise InterruptedBySignalError(f"stopped by Ctrl-C; {len(report.measurements)} rows were kept")
+    return 0
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not name or not number.isdigit():
+        raise UsageError(f"--size {text!r}: write NAME=N, e.g. height=256")
+    return name, int(number)
+
+
+def _write(
+    report: Report, output: Path | None, html_path: Path | None, markdown_path: Path | None, baseline: str | None = None
+) -> None:
+    from ganexport.artifact import write_atomic
+    from ganexport.measurement import report_to_json
+
+    if output is not None:
+        write_atomic(output, report_to_json(report))
+    if html_path is not None:
+        from ganexport.bench.html import to_html
+
+        write_atomic(html_path, to_html(report, baseline=baseline).encode())
+    if markdown_path is not None:
+        from ganexport.bench.table import to_markdown
+
+        write_atomic(markdown_path, to_markdown(report, baseline=baseline).encode())
+
+
+def _read(path: Path) -> Report:
+    from ganexport.measurement import report_from_json
+
+    try:
+        return report_from_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+@command.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-if-slower",
+    "threshold",
+    callback=_percent,
+    metavar="SHARE",
+    help="Exit 1 when anything is slower by more than this.",
+)
+@_console.json_option
+def compare(old: Path, new: Path, threshold: float | None, as_json: bool) -> int:
+    """Compare two reports; a difference counts when it exceeds both the share and the noise.
+
+    \b
+    ganexport bench compare old.json new.json --fail-if-slower 5%
+    """
+    import dataclasses
+
+    from ganexport.bench.compare import compare_reports, environment_changes
+    from ganexport.bench.table import print_differences
+
+    before, after = _read(old), _read(new)
+    share = 0.05 if threshold is None else threshold
+    differences = compare_reports(before, after, share)
+    changes = environment_changes(before, after)
+    if as_json:
+        rows = [{**dataclasses.asdict(d), "verdict": d.verdict} for d in differences]
+        _console.print_json({"threshold": share, "differences": rows, "changes": changes})
+    else:
+        print_differences(differences, changes, _console.results())
+    slower = [
+        f"{d.name} ({d.scenario}, {d.comparison.ratio.value:.2f}x)"
+        for d in differences
+        if d.comparison and d.verdict == "slower"
+    ]
+    lost = [d for d in differences if not d.comparison and d.reason.startswith("new: ")]
+    if threshold is not None and (slower or lost):
+        parts = [f"slower by more than {share:.0%}: {', '.join(slower)}"] if slower else []
+        parts += [f"runs no more: {', '.join(d.name for d in lost)}"] if lost else []
+        raise RegressionError("; ".join(parts))
+    return 0
+
+
+@command.command()
+@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The merged report, JSON.")
+@click.option("--html", "html_path", type=click.Path(dir_okay=False, path_type=Path), help="Report with charts.")
+@click.option("--markdown", "markdown_path", type=click.Path(dir_okay=False, path_type=Path), help="Tables, Markdown.")
+@click.option("--title", default="", help="Title of the merged report.")
+def merge(
+    reports: tuple[Path, ...], output: Path | None, html_path: Path | None, markdown_path: Path | None, title: str
+) -> int:
+    """Put several machines' reports into one.
+
+    \b
+    ganexport bench merge cpu.json h100.json -o all.json --html all.html
+    """
+    from ganexport.bench.compare import merge_reports
+    from ganexport.bench.table import print_report
+
+    merged = merge_reports([_read(path) for path in reports], title)
+    _write(merged, output, html_path, markdown_path)
+    print_report(merged, _console.results())
+    return 0
