@@ -98,7 +98,7 @@ __device__ __forceinline__ float add_squares(W word, float sum) {
   map_lanes(word, word, [&sum](uint32_t bits, uint32_t) {
     const float2 value = Lane<T>::decode(bits);
     sum = fmaf(value.x, value.x, sum);
-    if (sizeof(T) == 2) sum = fmaf(value.y, value.y, sum);
+    if constexpr (sizeof(T) == 2) sum = fmaf(value.y, value.y, sum);
     return bits;
   });
   return sum;
@@ -110,6 +110,19 @@ __device__ __forceinline__ W scale_word(W word, float factor) {
     const float2 value = Lane<T>::decode(bits);
     return Lane<T>::encode(make_float2(factor * value.x, factor * value.y));
   });
+}
+
+// Makes the compiler forget what it derived from a word, so that across a reduction it keeps the packed word and not
+// its decoded elements, which take twice the registers and spill.
+template <typename W>
+__device__ __forceinline__ void keep_packed(W& word) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(W) == 16) {
+    asm volatile("" : "+r"(word.x), "+r"(word.y), "+r"(word.z), "+r"(word.w));
+  }
+#else
+  (void)word;
+#endif
 }
 
 // Butterfly sum over `width` neighbouring lanes (a power of two): a fixed order, the same bits in every lane.

@@ -96,7 +96,7 @@ struct Held {
 #pragma unroll
     for (int k = 0; k < kHeld<Bytes>; ++k) {
       // Read for the last time: first to leave the cache; but not when it is to be read again.
-      if (k * step < remaining) words[k] = Again ? source[k * step] : __ldcs(source + k * step);
+      if (k * step < remaining) words[k] = Again ? __ldca(source + k * step) : __ldcs(source + k * step);
       else words[k] = Word<Bytes>{};
     }
   }
@@ -109,11 +109,16 @@ struct Held {
     return sum;
   }
 
-  template <typename T>
-  __device__ __forceinline__ void store_scaled(Word<Bytes>* destination, int remaining, int step, float factor) const {
+  template <typename T, bool Streaming = false>
+  __device__ __forceinline__ void store_scaled(Word<Bytes>* destination, int remaining, int step, float factor) {
 #pragma unroll
-    for (int k = 0; k < kHeld<Bytes>; ++k)
-      if (k * step < remaining) destination[k * step] = scale_word<T>(words[k], factor);
+    for (int k = 0; k < kHeld<Bytes>; ++k) {
+      if constexpr (sizeof(T) == 2) keep_packed(words[k]);
+      if (k * step >= remaining) continue;
+      const Word<Bytes> word = scale_word<T>(words[k], factor);
+      if constexpr (Streaming) __stcs(destination + k * step, word);
+      else __stwb(destination + k * step, word);
+    }
   }
 };
 
@@ -136,7 +141,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) gradient_penalty_resident(cons
   const bool leads = active && first == 0;
 
   const T* start = static_cast<const T*>(p.grad) + sample * p.sample_stride;
-  const Held<Bytes> held(reinterpret_cast<const Word<Bytes>*>(start) + first, remaining, step);
+  Held<Bytes> held(reinterpret_cast<const Word<Bytes>*>(start) + first, remaining, step);
   const float weight = weight_of(p);
   const float loss_scale = loss_scale_of(p);
   float sum = held.template sum_squares<T>();
@@ -215,14 +220,14 @@ template <typename T, int Bytes>
 __device__ __forceinline__ void scale_chunk(const PenaltyParameters& p, int64_t sample, float scale,
                                             const Word<Bytes>* source, Word<Bytes>* destination, int remaining) {
   GANEXPORT_SHARED(float, factor);
-  const Held<Bytes> held(source, remaining, kWarp);
+  Held<Bytes> held(source, remaining, kWarp);
   if (threadIdx.x == 0) {
     while (*static_cast<volatile unsigned*>(p.ready + sample) == 0) __nanosleep(64);
     __threadfence();
     factor = penalty_term(p, __ldcg(p.statistics + sample)).slope * scale;
   }
   __syncthreads();
-  held.template store_scaled<T>(destination, remaining, kWarp, factor);
+  held.template store_scaled<T, true>(destination, remaining, kWarp, factor);  // dg must not push g out of L2
 }
 
 template <typename T, int Bytes>
@@ -280,7 +285,7 @@ __global__ void __launch_bounds__(kMaxThreads) gradient_penalty_backward(const P
     const auto* source =
         reinterpret_cast<const Word<Bytes>*>(static_cast<const T*>(p.grad) + cursor.sample * p.sample_stride);
     const float factor = penalty_term(p, p.statistics[cursor.sample]).slope * scale;
-    reinterpret_cast<Word<Bytes>*>(p.gradient)[index] = scale_word<T>(__ldcs(source + cursor.word), factor);
+    __stwb(reinterpret_cast<Word<Bytes>*>(p.gradient) + index, scale_word<T>(__ldcs(source + cursor.word), factor));
   }
 }
 

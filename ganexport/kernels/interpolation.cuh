@@ -68,11 +68,11 @@ __global__ void __launch_bounds__(kInterpolationThreads) interpolate(const Inter
       epsilon = philox_uniform(seed, offset, drawn_for);
     }
     if (cursor.word == 0) p.epsilon[cursor.sample] = epsilon;
-    static_cast<Word<Bytes>*>(p.output)[index] =
-        map_lanes(from[k], to[k], [epsilon](uint32_t fake_bits, uint32_t real_bits) {
-          const float2 a = Lane<T>::decode(fake_bits), b = Lane<T>::decode(real_bits);
-          return Lane<T>::encode(make_float2(fmaf(epsilon, b.x - a.x, a.x), fmaf(epsilon, b.y - a.y, a.y)));
-        });
+    const Word<Bytes> word = map_lanes(from[k], to[k], [epsilon](uint32_t fake_bits, uint32_t real_bits) {
+      const float2 a = Lane<T>::decode(fake_bits), b = Lane<T>::decode(real_bits);
+      return Lane<T>::encode(make_float2(fmaf(epsilon, b.x - a.x, a.x), fmaf(epsilon, b.y - a.y, a.y)));
+    });
+    __stwb(static_cast<Word<Bytes>*>(p.output) + index, word);
   }
   __syncthreads();  // every thread of this block has read the state
   if (threadIdx.x != 0) return;
