@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,8 @@ def _difference(old: Measurement | None, new: Measurement, threshold: float) -> 
     name, (scenario, sizes) = display_name(new), _cell(new)
     if old is None:
         return Difference(name, scenario, sizes, reason="only in the new report")
+    if old.unavailable and new.unavailable:
+        return Difference(name, scenario, sizes, reason=f"ran in neither: {new.unavailable}")
     if old.unavailable or new.unavailable:
         side, reason = ("new", new.unavailable) if new.unavailable else ("old", old.unavailable)
         return Difference(name, scenario, sizes, reason=f"{side}: {reason}")
@@ -142,11 +145,11 @@ def _difference(old: Measurement | None, new: Measurement, threshold: float) -> 
 def _unpaired(new: list[Any], old: list[Any]) -> stats.Interval:
     """Rounds of two reports were not taken in turn, so they are resampled independently of each other."""
     above, below = stats.median_interval(new), stats.median_interval(old, seed=1)
-    # Relative widths of independent estimates add as squares (Fieller's first order).
+    # Of a ratio of independent estimates the squared log-widths add.
     value = above.value / below.value
-    down = ((above.value - above.low) ** 2 / above.value**2 + (below.high - below.value) ** 2 / below.value**2) ** 0.5
-    up = ((above.high - above.value) ** 2 / above.value**2 + (below.value - below.low) ** 2 / below.value**2) ** 0.5
-    return stats.Interval(value, value * (1 - down), value * (1 + up))
+    down = math.hypot(math.log(above.value / above.low), math.log(below.high / below.value))
+    up = math.hypot(math.log(above.high / above.value), math.log(below.value / below.low))
+    return stats.Interval(value, value * math.exp(-down), value * math.exp(up))
 
 
 def _judge(ratio: stats.Interval, threshold: float) -> stats.Comparison:

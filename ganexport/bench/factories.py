@@ -133,7 +133,7 @@ def _compiled(torch: Any, module: Any, mode: str) -> Any:
     return torch.compile(module, mode=compile_mode, dynamic=False)
 
 
-def _function(  # noqa: PLR0917 - private, called once
+def _function(
     torch: Any, target: Any, device: str, precision: str, call: dict[str, Any], compile_mode: str | None
 ) -> Any:
     kind = device.partition(":")[0]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ganexport.cli import _console
-from ganexport.errors import InterruptedBySignalError, RegressionError, UsageError
+from ganexport.errors import BackendUnavailableError, InterruptedBySignalError, RegressionError, UsageError
 
 if TYPE_CHECKING:
     from ganexport.measurement import Report
@@ -170,6 +170,9 @@ def measure(
         print_report(report, _console.results(), baseline=baseline)
     if any(note.startswith("interrupted") for note in report.notes):
         raise InterruptedBySignalError(f"stopped by Ctrl-C; {len(report.measurements)} rows were kept")
+    if not any(row.series for row in report.measurements):
+        reasons = [row.unavailable for row in report.measurements if row.unavailable]
+        raise BackendUnavailableError(f"nothing could be measured: {reasons[0] if reasons else 'no candidate'}")
     return 0
 
 
