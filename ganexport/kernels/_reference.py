@@ -90,7 +90,8 @@ def sample_epsilon(rng_state: Tensor, count: int) -> Tensor:
     index = torch.arange(count, dtype=torch.int64, device=rng_state.device)  # [N]
     seed, offset = rng_state[0], rng_state[1]
     key = [seed & _WORD, (seed >> 32) & _WORD]
-    counter = [index & _WORD, index >> 32, (offset & _WORD).expand(count), ((offset >> 32) & _WORD).expand(count)]
+    positions = [offset.expand(count), (offset >> 32).expand(count)]  # [N]
+    counter = [word & _WORD for word in (index, index >> 32, *positions)]
     for _ in range(_ROUNDS):
         high0, low0 = _multiply(_MULTIPLIERS[0], counter[0])
         high1, low1 = _multiply(_MULTIPLIERS[1], counter[2])
