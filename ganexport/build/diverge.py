@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ganexport.build.onnx_file import load_model, origin_of, require_onnx, save_model
 from ganexport.build.precision import FP16_MAX, float_tensors, name_nodes
+from ganexport.seeding import Sampling, batched
+from ganexport.spec import BATCH, GeneratorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -166,6 +168,14 @@ def neighbours(model: onnx.ModelProto, nodes: set[str]) -> set[str]:
     """These nodes and those that read their outputs: a value too large for fp16 must not be cast in between."""
     produced = {name for node in model.graph.node if node.name in nodes for name in node.output}
     return nodes | {node.name for node in model.graph.node if produced & set(node.input)}
+
+
+def small_feed(spec: GeneratorSpec) -> dict[str, Array]:
+    """One small set of inputs, for comparing layers."""
+    named = batched(spec)
+    small = {dim.name: dim.min for dim in named.dims if dim.name != BATCH}
+    count = 1 if named.batch is None else named.batch.min
+    return Sampling(spec, small).draw(0, 0, count)
 
 
 def read(path: Path) -> onnx.ModelProto:

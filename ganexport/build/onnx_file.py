@@ -268,7 +268,7 @@ def check_model(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # noqa: BLE001 - ValidationError, InferenceError and bare RuntimeError
-        raise ArtifactError(f"{path}: the ONNX checker refuses it: {first_line(error)}") from None
+        raise ArtifactError(f"{path.name}: the ONNX checker refuses it: {first_line(error)}") from None
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -280,6 +280,43 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     with contextlib.suppress(Exception):
         return onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     return model
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Put every node after those whose outputs it reads, as the ONNX standard asks; stable otherwise."""
+    made_by = {name: index for index, node in enumerate(model.graph.node) for name in node.output if name}
+    order: list[int] = []
+    state: dict[int, bool] = {}  # False: being visited, True: placed
+    for root in range(len(model.graph.node)):
+        stack = [root]
+        while stack:
+            index = stack[-1]
+            if index in state:
+                stack.pop()
+                if not state[index]:
+                    state[index] = True
+                    order.append(index)
+                continue
+            state[index] = False
+            reads = _reads(model.graph.node[index])
+            stack += [made_by[name] for name in reversed(reads) if name in made_by and made_by[name] not in state]
+    if order == sorted(order):
+        return
+    nodes = [type(node)() for node in model.graph.node]
+    for target, index in zip(nodes, order, strict=True):
+        target.CopyFrom(model.graph.node[index])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _reads(node: Any) -> list[str]:
+    """Names that a node reads, those of its subgraphs included."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            for inner in graph.node:
+                names += _reads(inner)
+    return names
 
 
 RANDOM_OPERATORS = frozenset(

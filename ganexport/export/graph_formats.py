@@ -33,7 +33,7 @@ def add_graph_formats(
     if precision != "fp32":
         from ganexport.export.lower import lower
 
-        built, precision, certificate, picture, hint = lower(publication, built, precision, seen)
+        built, precision, certificate, picture, hint = lower(publication, built, precision, seen, wanted)
         (publication.folder / source.path).unlink(missing_ok=True)
         for companion in source.companions:
             (publication.folder / companion).unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""From the fp32 ONNX file to fp16, bf16, int8, or "auto": fp16 with the layers that need it in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ganexport.build import diverge, onnx_file
+from ganexport.build.options import Built, file_name
+from ganexport.build.precision import low_precision, matching
+from ganexport.build.symmetric import symmetric_activations
+from ganexport.errors import UsageError
+from ganexport.export.publish import Publication
+from ganexport.parity import Certificate
+
+Lowered = tuple[Built, str, Certificate, str, str]
+#: Rounds of "auto"; each keeps twice as many further layers in fp32 as the one before.
+ROUNDS = 6
+
+
+def lower(
+    publication: Publication, source: Built, precision: str, seen: Sequence[Mapping[str, int]], wanted: Sequence[str] = ()
+) -> Lowered:
+    """Make and certify the ONNX file of another precision.
+
+    Args:
+        publication: Holds spec, reference and settings.
+        source: The fp32 file in its folder.
+        precision: "fp16", "bf16", "int8" or "auto".
+        seen: Sizes that the exporter was shown.
+        wanted: Formats that will be built from it; TensorRT asks for its own kind of bf16 and int8.
+
+    Returns:
+        (file, its precision, certificate, picture of its worst sample, hint for a failure).
+
+    Raises:
+        UsageError: ``keep_fp32`` names a node that is not there.
+        ExportError: The graph cannot be converted.
+    """
+    model = diverge.read(publication.folder / source.path)
+    keep = publication.settings.options.keep_fp32
+    if unknown := matching(model, keep):
+        raise UsageError(f"--keep-fp32 {unknown[0]}: the graph has no node or operator of that name")
+    if precision == "auto":
+        return _auto(publication, source, model, seen)
+    publication.say(f"making {precision}")
+    if "trt" in wanted and precision == "bf16" and not matching(model, ["ConvTranspose"]):
+        keep = (*keep, "ConvTranspose")  # TensorRT-RTX 1.7 has no bf16 deconvolution
+    built = _make(publication, source, model, precision, keep, symmetric="trt" in wanted)
+    certificate, picture = _certify(publication, built, precision, seen)
+    hint = _hint(publication, model, built, precision) if certificate.failures else ""
+    return built, precision, certificate, picture, hint
+
+
+def _make(
+    publication: Publication, source: Built, model: Any, precision: str, keep: Sequence[str], *, symmetric: bool = False
+) -> Built:
+    folder = publication.folder
+    name = file_name("onnx", precision)
+    path = folder / name
+    passes = (*source.passes, f"precision-{precision}", *([f"keep-fp32: {', '.join(keep)}"] if keep else []))
+    if precision == "int8":
+        from ganexport.build.quantize import quantize
+
+        settings = publication.settings
+        made_int8 = quantize(
+            model, publication.spec, samples=settings.options.calibration_samples, keep=keep,
+            min_psnr=settings.min_psnr, progress=publication.say,
+        )  # fmt: skip
+        made, passes = made_int8.model, (*source.passes, *made_int8.passes)
+        if symmetric and (count := symmetric_activations(made)):
+            passes += (f"symmetric-activations: {count} nodes",)
+    else:
+        made = low_precision(model, precision, keep)
+    onnx_file.sort_nodes(made)
+    onnx_file.write_spec(made, publication.spec)
+    companions = onnx_file.save_model(made, path)
+    onnx_file.check_model(path)
+    opset = str(max(e.version for e in made.opset_import if e.domain in ("", "ai.onnx")))
+    return Built(name, companions, {"opset": opset}, passes)
+
+
+def _certify(
+    publication: Publication, built: Built, precision: str, seen: Sequence[Mapping[str, int]]
+) -> tuple[Certificate, str]:
+    return publication.certify(publication.folder / built.path, "onnx", precision, seen, built.requires)
+
+
+def _layers(publication: Publication, model: Any, path: Path, precision: str) -> list[diverge.Layer]:
+    low = onnx_file.load_model(path)
+    return diverge.divergence(model, low, [diverge.small_feed(publication.spec)], precision)
+
+
+def _hint(publication: Publication, model: Any, built: Built, precision: str) -> str:
+    """Which layer to look at; nothing when the layers cannot be compared here."""
+    if precision == "bf16":
+        return "try --precision fp16 or auto"  # ONNX Runtime's CPU cannot run bf16 layer by layer
+    try:
+        layers = _layers(publication, model, publication.folder / built.path, precision)
+    except Exception:  # noqa: BLE001 - a hint is never worth hiding the failure itself
+        return ""
+    first = diverge.first_diverging(layers)
+    if first is None:
+        return ""
+    overflow = f", whose values reach {first.peak:.3g}" if precision == "fp16" and first.peak > 3e4 else ""
+    return (
+        f"the first layer to diverge is {first.told()}{overflow}; --precision auto keeps such layers in fp32, "
+        f"or name it: --keep-fp32 {first.node}"
+    )
+
+
+def _auto(publication: Publication, source: Built, model: Any, seen: Sequence[Mapping[str, int]]) -> Lowered:
+    """fp16; whatever overflows, then whatever adds most error, goes back to fp32 until the certificate passes."""
+    given = publication.settings.options.keep_fp32
+    keep: set[str] = set()
+    publication.say("making fp16")
+    built = _make(publication, source, model, "fp16", given)
+    layers = _layers(publication, model, publication.folder / built.path, "fp16")
+    keep |= diverge.neighbours(model, set(diverge.overflowing(layers)))
+    certificate: Certificate | None = None
+    picture = ""
+    for round_number in range(ROUNDS):
+        if keep or certificate is not None:
+            publication.say(f"keeping {len(keep)} layers in fp32")
+            built = _make(publication, source, model, "fp16", (*given, *sorted(keep)))
+        certificate, picture = _certify(publication, built, "fp16", seen)
+        if not certificate.failures:
+            break
+        layers = _layers(publication, model, publication.folder / built.path, "fp16")
+        offenders = sorted((x for x in layers if x.node not in keep), key=lambda x: -x.growth)[: 2 << round_number]
+        if not offenders:
+            break
+        keep |= diverge.neighbours(model, {layer.node for layer in offenders})
+    assert certificate is not None
+    hint = "even with the diverging layers in fp32; use --precision fp32" if certificate.failures else ""
+    return built, "fp16", certificate, picture, hint
