@@ -130,9 +130,9 @@ def _grid(generator: Generator, output: Path, asked: dict[str, Any]) -> int:
     from ganexport.artifact import write_atomic
     from ganexport.bulk import png
 
-    n, position = asked["n"], 0
+    n = asked["n"]
     grid: Any = None
-    for picture in _pictures(generator, asked):
+    for position, picture in enumerate(_pictures(generator, asked)):
         height, width, channels = picture.shape
         if grid is None:
             if n * height * width > GRID_PIXELS:
@@ -140,7 +140,6 @@ def _grid(generator: Generator, output: Path, asked: dict[str, Any]) -> int:
             columns = math.ceil(math.sqrt(n * height / width))
             grid = np.zeros((math.ceil(n / columns), height, columns, width, channels), np.uint8)
         grid[position // columns, :, position % columns] = picture
-        position += 1
     rows, height, columns, width, channels = grid.shape
     write_atomic(output, png.encode(grid.reshape(1, rows * height, columns * width, channels))[0])
     return int(n)

@@ -53,6 +53,13 @@ class Runner(abc.ABC):
         """Why this backend cannot run on this machine; None when it can. Must not raise."""
 
     @classmethod
+    def usable_devices(cls) -> tuple[str, ...]:
+        """Those of :attr:`devices` that this machine has."""
+        from ganexport.runtime import _cuda
+
+        return tuple(kind for kind in cls.devices if kind == "cpu" or _cuda.unavailable() is None)
+
+    @classmethod
     @abc.abstractmethod
     def open(
         cls,

@@ -69,6 +69,13 @@ class OnnxRuntimeRunner(Runner):
         return None if hasattr(onnxruntime, "InferenceSession") else "onnxruntime: broken install, reinstall it"
 
     @classmethod
+    def usable_devices(cls) -> tuple[str, ...]:
+        """The CPU, and CUDA where this build has its provider and the machine a GPU."""
+        import onnxruntime
+
+        return super().usable_devices() if CUDA in onnxruntime.get_available_providers() else ("cpu",)
+
+    @classmethod
     def open(
         cls,
         path: Path,
