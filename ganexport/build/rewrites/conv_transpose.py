@@ -309,7 +309,8 @@ def form_work(
     if phases > 1:
         works.append(Work("DepthToSpace", elements=2 * outputs))
         if form == "split":
-            works.append(Work("Concat", elements=2 * outputs))
+            # Every phase is rounded and moved on its own before it is joined: twice through memory.
+            works += [Work("Concat", elements=2 * outputs), *[Work("Concat", elements=2 * outputs / phases)] * phases]
         elif any(window.crop_begin or window.crop_end for window in combinations[0]):
             works.append(Work("Slice", elements=2 * outputs))
     return works

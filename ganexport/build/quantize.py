@@ -1,0 +1,498 @@
+"""Static int8: which tensors become 8 bits wide, over which range, and the proof that it is good enough.
+
+onnxruntime.quantization does the mechanics (QuantizeLinear/DequantizeLinear pairs, per-channel
+symmetric weights, per-tensor unsigned activations). What is chosen here:
+
+- the range of every activation, from inputs drawn by the spec's own samplers: the largest values
+  seen, a percentile, the entropy criterion (Migacz, "8-bit inference with TensorRT", GTC 2017), or the
+  smallest mean squared error of the rounding; whichever gives the best pictures;
+- which layers stay wide: the noise that each layer alone brings is measured, and those with the most
+  noise for the least work are left in fp32 until the worst picture is good enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganexport.build import onnx_file
+from ganexport.errors import ExportError, MissingDependencyError, UsageError
+from ganexport.parity import Comparison, tolerance
+from ganexport.seeding import Sampling
+from ganexport.spec import BATCH, GeneratorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = NDArray[Any]
+
+#: How ranges are chosen, in the order of trying.
+METHODS = ("minmax", "percentile", "mse", "entropy")
+#: Seed of the calibration inputs; certificates draw from another.
+CALIBRATION_SEED = 0xCA11
+#: Seed of the inputs on which methods and layers are judged: neither calibration's nor a certificate's.
+JUDGING_SEED = 0x1DEE
+#: dB above the wanted figure to aim at, since the certificate looks at more inputs than are judged here.
+MARGIN = 0.7
+PERCENTILE = 99.99
+BINS = 2048
+
+COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: Operators that pass 8-bit numbers on as they are.
+TRANSPARENT = ("DepthToSpace", "Slice", "Concat", "Reshape", "Transpose", "Relu", "MaxPool", "Flatten", "Squeeze")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An int8 model and how it was made.
+
+    Attributes:
+        model: The QDQ model.
+        method: One of :data:`METHODS`.
+        wide: Names of compute nodes that stayed in fp32.
+        psnr: dB of the worst judged sample.
+        sensitivity: dB of the worst judged sample with only that node quantized.
+        methods: dB of the worst judged sample by method, everything quantized.
+    """
+
+    model: onnx.ModelProto
+    method: str
+    wide: tuple[str, ...]
+    psnr: float
+    sensitivity: dict[str, float] = field(default_factory=dict)
+    methods: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """As the manifest names it."""
+        kept = f", {len(self.wide)} layers wide" if self.wide else ""
+        return (f"int8 static {self.method}{kept}",)
+
+
+def unavailable() -> str | None:
+    """Why nothing can be quantized here; None when it can."""
+    try:
+        import onnxruntime.quantization  # noqa: F401
+    except ImportError as error:
+        return f"int8 needs onnxruntime with onnx: pip install onnxruntime onnx ({error})"
+    return None
+
+
+def quantize(
+    model: onnx.ModelProto,
+    spec: GeneratorSpec,
+    *,
+    samples: int = 64,
+    methods: Sequence[str] = METHODS,
+    keep: Sequence[str] = (),
+    min_psnr: float | None = None,
+    compute: Sequence[str] = COMPUTE,
+    wide_outputs: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Quantized:
+    """Quantize the convolutions and matrix products of a fp32 model.
+
+    Args:
+        model: fp32; its inputs are the spec's. Unchanged by this call.
+        spec: Says how to draw calibration inputs.
+        samples: Inputs drawn for calibration.
+        methods: Which of :data:`METHODS` to try.
+        keep: Names or operator types of nodes that stay in fp32.
+        min_psnr: dB that the worst picture must reach; the tolerance table's figure when None.
+        compute: Operator types to quantize.
+        wide_outputs: Do not round tensors that no quantized layer reads: OpenVINO computes
+            int8 x int8 -> fp32 in one kernel, ONNX Runtime needs the rounding to do so.
+        progress: Told what happens.
+
+    Raises:
+        MissingDependencyError: onnxruntime's quantization cannot be imported.
+        UsageError: Unknown method, an input without a sampler, or fewer than 1 sample.
+        ExportError: Nothing to quantize, or no selection of layers reaches the wanted figure.
+    """
+    if reason := unavailable():
+        raise MissingDependencyError(reason)
+    if samples < 1 or not methods or set(methods) - set(METHODS):
+        raise UsageError(f"int8 calibration needs at least 1 sample and methods among {', '.join(METHODS)}")
+    target = tolerance("int8").min_psnr if min_psnr is None else min_psnr
+    say = progress or (lambda _text: None)
+    with tempfile.TemporaryDirectory(prefix="ganexport-int8-") as folder, _silent():
+        work = _Work(model, spec, Path(folder), samples, tuple(compute), tuple(keep), wide_outputs)
+        if not work.nodes:
+            raise ExportError(f"int8: no {', '.join(compute)} with constant weights to quantize")
+        say(f"calibrating int8 on {samples} inputs")
+        ranges = {method: work.ranges(method) for method in methods}
+        by_method = {method: work.judge(work.build(ranges[method], ())) for method in methods}
+        method = max(by_method, key=lambda name: by_method[name])
+        if by_method[method] >= target + MARGIN:
+            made = work.build(ranges[method], ())
+            return Quantized(made, method, (), by_method[method], {}, by_method)
+        say(f"int8 reads {by_method[method]:.1f} dB: measuring each layer's noise")
+        return work.relax(ranges[method], method, target, by_method)
+
+
+class _Work:
+    """One model being quantized: calibration data, reference outputs, trials."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        spec: GeneratorSpec,
+        folder: Path,
+        samples: int,
+        compute: tuple[str, ...],
+        keep: tuple[str, ...],
+        wide_outputs: bool,
+    ) -> None:
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        self.spec, self.folder, self.wide_outputs = spec, folder, wide_outputs
+        self.source = folder / "source.onnx"
+        import onnx
+
+        onnx.save(_named(model), self.source)
+        prepared = folder / "prepared.onnx"
+        quant_pre_process(
+            str(self.source), str(prepared), skip_optimization=True, skip_symbolic_shape=True, auto_merge=False
+        )
+        self.model = onnx.load(prepared)
+        constants = {tensor.name for tensor in self.model.graph.initializer}
+        self.nodes = [
+            node.name
+            for node in self.model.graph.node
+            if node.op_type in compute
+            and any(name in constants for name in node.input[1:2])
+            and node.name not in keep
+            and node.op_type not in keep
+        ]
+        self.work = _work_by_node(self.model)
+        self.sets = list(_draw(spec, CALIBRATION_SEED, samples))
+        self.judged = list(_draw(spec, JUDGING_SEED, min(samples, 64)))
+        self.reference = [_run(self.model, feeds) for feeds in self.judged]
+
+    def ranges(self, method: str) -> dict[str, tuple[float, float]]:
+        """(lowest, highest) of every activation, by one method."""
+        from onnxruntime.quantization import CalibrationMethod
+        from onnxruntime.quantization.calibrate import create_calibrator
+
+        kinds = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy}
+        extra: dict[str, Any] = {}
+        if method in ("percentile", "mse"):
+            extra = {"num_bins": BINS, "percentile": PERCENTILE}
+        calibrator = create_calibrator(
+            self.source.parent / "prepared.onnx",
+            [*COMPUTE, *TRANSPARENT],
+            augmented_model_path=str(self.folder / f"{method}.onnx"),
+            calibrate_method=kinds.get(method, CalibrationMethod.Percentile),
+            extra_options=extra,
+        )
+        calibrator.collect_data(_Reader(self.sets))
+        if method == "mse":
+            histograms = calibrator.collector.histogram_dict
+            return {
+                name: best_range(*found[:2], float(found[2]), float(found[3])) for name, found in histograms.items()
+            }
+        data = calibrator.compute_data()
+        return {name: _pair(entry.range_value) for name, entry in data.items()}
+
+    def build(self, ranges: Mapping[str, tuple[float, float]], wide: Sequence[str]) -> onnx.ModelProto:
+        """The QDQ model with these ranges, some nodes left wide."""
+        import onnx
+        from onnxruntime.quantization import CalibrationMethod, QuantType
+        from onnxruntime.quantization.calibrate import TensorData, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        data = {
+            name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
+        }
+        narrow = [name for name in self.nodes if name not in wide]
+        carried = _carriers(self.model, set(narrow))
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.model)
+        types = sorted({node.op_type for node in copy.graph.node if node.name in {*narrow, *carried}})
+        quantizer = QDQQuantizer(
+            copy,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, dict(data)),
+            nodes_to_quantize=[*narrow, *carried],
+            nodes_to_exclude=[],
+            op_types_to_quantize=types,
+            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        )
+        quantizer.quantize_model()
+        made: onnx.ModelProto = quantizer.model.model
+        if self.wide_outputs:
+            strip_useless_pairs(made)
+        onnx_file.sort_nodes(made)
+        return made
+
+    def judge(self, model: onnx.ModelProto) -> float:
+        """dB of the worst judged sample over all outputs."""
+        worst = math.inf
+        comparisons = [Comparison(tensor.name, tensor.range) for tensor in self.spec.outputs]
+        for number, (feeds, truth) in enumerate(zip(self.judged, self.reference, strict=True)):
+            outputs = _run(model, feeds)
+            for comparison in comparisons:
+                comparison.add(truth[comparison.name], outputs[comparison.name], number)
+        for comparison in comparisons:
+            result = comparison.result()
+            if result.nonfinite or comparison.failures:
+                return -math.inf
+            worst = min(worst, math.inf if result.worst_psnr is None else result.worst_psnr)
+        return worst
+
+    def relax(
+        self, ranges: Mapping[str, tuple[float, float]], method: str, target: float, methods: dict[str, float]
+    ) -> Quantized:
+        """Leave layers wide, the most noise for the least work first, until the target is reached."""
+        alone = {
+            name: self.judge(self.build(ranges, [other for other in self.nodes if other != name]))
+            for name in self.nodes
+        }
+        total = sum(self.work.get(name, 0.0) for name in self.nodes) or 1.0
+
+        def gain(name: str) -> float:
+            noise = 0.0 if math.isinf(alone[name]) else 10 ** (-alone[name] / 10)
+            return noise / (self.work.get(name, 0.0) / total + 0.02)
+
+        wide: list[str] = []
+        for name in sorted(self.nodes, key=gain, reverse=True)[:-1]:
+            wide.append(name)
+            made = self.build(ranges, wide)
+            reached = self.judge(made)
+            if reached >= target + MARGIN:
+                return Quantized(made, method, tuple(wide), reached, alone, methods)
+        raise ExportError(
+            f"int8 stays below {target:g} dB with any layer quantized (best method {method}, "
+            f"{methods[method]:.1f} dB with all of them): use bf16 or fp16, or a lower --min-psnr"
+        )
+
+
+def _pair(values: Any) -> tuple[float, float]:
+    low, high = values
+    return float(low.item()), float(high.item())
+
+
+class _Reader:
+    """Calibration inputs one after the other, as onnxruntime's calibrators read them."""
+
+    def __init__(self, sets: Sequence[dict[str, Array]]) -> None:
+        self._left = iter(sets)
+
+    def get_next(self) -> dict[str, Array] | None:
+        """The next input set, None at the end."""
+        return next(self._left, None)
+
+    def __iter__(self) -> _Reader:
+        return self
+
+    def __next__(self) -> dict[str, Array]:
+        return next(self._left)
+
+
+def best_range(histogram: Array, edges: Array, low: float, high: float, levels: int = 256) -> tuple[float, float]:
+    """The clipped range with the smallest mean squared rounding error.
+
+    Args:
+        histogram: [bins] counts.
+        edges: [bins + 1] ascending.
+        low: Smallest value seen.
+        high: Largest value seen.
+        levels: Numbers that 8 bits can hold.
+
+    Returns:
+        (low, high), each scaled by the same share of what was seen.
+    """
+    counts = histogram.astype(np.float64)
+    centres = (edges[:-1] + edges[1:]).astype(np.float64) / 2
+    best, chosen = math.inf, (low, high)
+    for share in np.linspace(1.0, 0.3, 71):
+        bottom, top = min(low * share, 0.0), max(high * share, 0.0)
+        step = (top - bottom) / (levels - 1)
+        if step <= 0:
+            return low, high
+        clipped = np.clip(centres, bottom, top)
+        # Inside the range the error is uniform over a step, outside it is what was cut off.
+        error = float((counts * (centres - clipped) ** 2).sum() + counts.sum() * step * step / 12)
+        if error < best:
+            best, chosen = error, (bottom, top)
+    return chosen
+
+
+def strip_useless_pairs(model: onnx.ModelProto) -> int:
+    """Remove QuantizeLinear/DequantizeLinear pairs of activations that no quantized layer reads.
+
+    Args:
+        model: QDQ model, changed in place.
+
+    Returns:
+        How many pairs were removed.
+    """
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    outputs = {value.name for value in model.graph.output}
+
+    def is_useful(name: str) -> bool:
+        for node in readers.get(name, []):
+            if node.op_type in COMPUTE and node.input[0] == name:
+                return True
+            carries = node.op_type in (*TRANSPARENT, "QuantizeLinear", "DequantizeLinear")
+            if carries and any(is_useful(output) for output in node.output):
+                return True
+        return False
+
+    removed = []
+    for node in list(model.graph.node):
+        quantized = _rounding_of(node, producers, constants)
+        if quantized is None or is_useful(node.output[0]):
+            continue
+        source, target = quantized.input[0], node.output[0]
+        if target in outputs:
+            maker = producers.get(source)
+            if maker is None or len(readers.get(source, [])) > 1 or source in outputs:
+                continue
+            maker.output[list(maker.output).index(source)] = target
+        else:
+            for reader in readers.get(target, []):
+                for index, name in enumerate(reader.input):
+                    if name == target:
+                        reader.input[index] = source
+            readers.setdefault(source, []).extend(readers.get(target, []))
+        removed.append(node)
+    for node in removed:
+        model.graph.node.remove(node)
+        quantized = producers[node.input[0]]
+        if not any(quantized.output[0] in other.input for other in model.graph.node):
+            model.graph.node.remove(quantized)
+    return len(removed)
+
+
+def _rounding_of(node: Any, producers: Mapping[str, Any], constants: set[str]) -> Any:
+    """The QuantizeLinear before a DequantizeLinear of an activation; None for anything else."""
+    quantized = producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+    if quantized is None or quantized.op_type != "QuantizeLinear" or quantized.input[0] in constants:
+        return None
+    return quantized
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every node has a name of its own."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    seen: set[str] = set()
+    for number, node in enumerate(copy.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{number}"
+        seen.add(node.name)
+    return copy
+
+
+def _carriers(model: onnx.ModelProto, narrow: set[str]) -> list[str]:
+    """Transparent nodes between two quantized layers: they move 8-bit numbers there."""
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def leads_on(node: Any) -> bool:
+        for name in node.output:
+            for reader in readers.get(name, []):
+                if reader.name in narrow or (reader.op_type in TRANSPARENT and leads_on(reader)):
+                    return True
+        return False
+
+    return [node.name for node in model.graph.node if node.op_type in TRANSPARENT and leads_on(node)]
+
+
+def _work_by_node(model: onnx.ModelProto) -> dict[str, float]:
+    """Multiply-accumulates a sample of each compute node, symbolic sizes taken as 1."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    sizes = {
+        value.name: [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input)
+    }
+    weights = {tensor.name: list(tensor.dims) for tensor in inferred.graph.initializer}
+    found = {}
+    for node in inferred.graph.node:
+        if node.op_type not in COMPUTE or len(node.input) < 2 or node.input[1] not in weights:
+            continue
+        positions = sizes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0], [1])[2:]
+        found[node.name] = float(math.prod(weights[node.input[1]]) * math.prod(positions))
+    return found
+
+
+def _draw(spec: GeneratorSpec, seed: int, samples: int) -> Iterator[dict[str, Array]]:
+    """Inputs at the optimum sizes, in calls of the optimum batch (16 at most)."""
+    for tensor in spec.inputs:
+        if tensor.sampler is None:
+            raise UsageError(
+                f"int8 calibration draws its inputs, and {tensor.name!r} has no sampler: describe it with "
+                f"--input {tensor.name}=uniform(low,high)[...]"
+            )
+    sizes = spec.sizes()
+    sampling = Sampling(spec, {name: size for name, size in sizes.items() if name != BATCH})
+    batch = spec.batch
+    call = (
+        1
+        if batch is None
+        else min(max(batch.min, min(16, batch.max)) // batch.step * batch.step or batch.step, batch.max)
+    )
+    for start in range(0, samples, call):
+        yield sampling.draw(seed, start, call)
+
+
+def _run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    import onnxruntime
+
+    session = _session(onnxruntime, model)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+_SESSIONS: dict[int, tuple[Any, Any]] = {}
+
+
+def _session(onnxruntime: Any, model: onnx.ModelProto) -> Any:
+    """A session of the model; the last one is kept, since a model is run on several input sets."""
+    found = _SESSIONS.get(id(model))
+    if found is not None and found[0] is model:
+        return found[1]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    _SESSIONS.clear()
+    _SESSIONS[id(model)] = (model, session)
+    return session
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """onnxruntime's quantization logs and prints for its own authors."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(previous)
+        _SESSIONS.clear()
