@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,9 +23,7 @@ Signals: TERM and INT drain and stop; HUP looks for a newer artifact now; USR2 r
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--replicas", type=click.IntRange(1, 1024), default=1, show_default=True, help="Generating processes.")
-@click.option(
-    "--max-batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Samples an engine call."
-)
+@click.option("--max-batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Samples a batch.")
 @click.option(
     "--max-delay-ms", type=click.FloatRange(0, 10_000), default=5.0, show_default=True, help="Wait for a fuller batch."
 )
@@ -32,7 +31,7 @@ Signals: TERM and INT drain and stop; HUP looks for a newer artifact now; USR2 r
 @click.option(
     "--max-pending",
     type=click.IntRange(1),
-    help="Samples beyond which requests get 429  [default: 2 batches a replica]",
+    help="Samples beyond which: 429  [default: 2 batches a replica]",
 )
 @click.option("--timeout", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Seconds a request.")
 @click.option("--drain", type=click.FloatRange(1, 3600), default=30.0, show_default=True, help="Seconds after TERM.")
@@ -41,40 +40,21 @@ Signals: TERM and INT drain and stop; HUP looks for a newer artifact now; USR2 r
     type=click.FloatRange(0, 600),
     default=0.0,
     show_default=True,
-    help="Seconds not ready, still open.",
+    help="Seconds not ready but open.",
 )
 @click.option(
-    "--reload", "reload_seconds", type=click.FloatRange(0, 86400), default=2.0, show_default=True,
+    "--reload", type=click.FloatRange(0, 86400), default=2.0, show_default=True,
     help="Seconds between looks for a newer artifact; 0: only on HUP.",
 )  # fmt: skip
 @click.option(
-    "--state", type=click.Path(path_type=Path, file_okay=False), help="Folder for versions (shared, on a cluster)."
+    "--state", type=click.Path(path_type=Path, file_okay=False), help="Folder of versions (a shared one on a cluster)."
 )
 @click.option("--ray", "address", help="Address of a running Ray cluster; without it, Ray starts on this machine.")
 @click.option("--backend", help="As in ganexport generate; the best that runs here when not said.")
 @click.option("--device", help="cpu, cuda or cuda:1.")
 @click.option("--precision", help="fp32, fp16, bf16 or int8, where the artifact has several.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads a replica.")
-def command(
-    artifact: Path,
-    host: str,
-    port: int,
-    replicas: int,
-    max_batch: int,
-    max_delay_ms: float,
-    max_count: int,
-    max_pending: int | None,
-    timeout: float,
-    drain: float,
-    drain_delay: float,
-    reload_seconds: float,
-    state: Path | None,
-    address: str | None,
-    backend: str | None,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
-) -> int:
+def command(artifact: Path, max_batch: int, max_delay_ms: float, **chosen: Any) -> int:
     """Serve an artifact over HTTP: an API with OpenAPI, a page to try it, metrics, reload and roll-back.
 
     Requests are batched, and refused with 429 and Retry-After when more is pending than is useful.
@@ -83,19 +63,6 @@ def command(
     from ganexport.serving.engine import EngineSettings
     from ganexport.serving.server import ServerOptions, serve
 
-    engine = EngineSettings(max_batch, max_delay_ms / 1e3, backend, device, threads, precision)
-    options = ServerOptions(
-        engine,
-        host,
-        port,
-        replicas,
-        address,
-        max_count,
-        max_pending,
-        timeout,
-        drain,
-        drain_delay,
-        reload_seconds,
-        state,
-    )
-    return serve(artifact, options)
+    of_engine = {name: chosen.pop(name) for name in ("backend", "device", "threads", "precision")}
+    engine = EngineSettings(max_batch=max_batch, max_delay=max_delay_ms / 1e3, **of_engine)
+    return serve(artifact, ServerOptions(engine=engine, **chosen))

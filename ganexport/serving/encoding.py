@@ -56,13 +56,15 @@ def grid(images: Array, columns: int | None = None) -> Array:
     """
     count, height, width, channels = images.shape
     if count == 1:
-        return images[0]
+        single: Array = images[0]
+        return single
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    sheet = np.zeros((rows * columns, height, width, channels), images.dtype)
+    sheet: Array = np.zeros((rows * columns, height, width, channels), images.dtype)
     sheet[:count] = images
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return sheet.reshape(rows * height, columns * width, channels)
+    joined: Array = sheet.reshape(rows * height, columns * width, channels)
+    return joined
 
 
 def _picture(image: Array, format: str) -> bytes:  # noqa: A002

@@ -56,6 +56,7 @@ class Envelope:
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI 3)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -148,7 +149,8 @@ class _Exchange:
 
 async def _read(receive: Receive, limit: int) -> bytes | None:
     """The whole body; None when it is larger than the limit."""
-    chunks, size = [], 0
+    chunks: list[bytes] = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -48,7 +48,7 @@ class RayReplicas:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         _connect(ray, address, replicas, settings)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
-        deployment = serve.deployment(
+        deployment: Any = serve.deployment(
             Engine,
             name="engine",
             num_replicas=replicas,
