@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def benchmark(
     title: str = "",
     command: str = "",
     progress: Progress = silent,
+    keep: Callable[[Candidate], bool] | None = None,
+    on_row: Callable[[Measurement], None] | None = None,
 ) -> Report:
     """Measure sources on every backend that can run them, a process each, in turn.
 
@@ -71,6 +73,8 @@ def benchmark(
         title: Of the report.
         command: What to type to repeat it.
         progress: Called before every step.
+        keep: Leaves out the candidates that it says no to.
+        on_row: Given every row as soon as it is complete (its share of the peak comes later).
 
     Returns:
         Every row, also those that could not be run, with their reasons. After Ctrl-C it holds what
@@ -91,12 +95,14 @@ def benchmark(
     candidates = find_candidates(
         names, backends=backends, devices=devices, threads=threads, precisions=precisions, inputs=inputs, dims=dims
     )
+    if keep is not None:
+        candidates = [candidate for candidate in candidates if keep(candidate)]
     if not candidates:
         raise UsageError(f"nothing can run {', '.join(names) or 'no source'}; see: ganexport doctor")
     reference = _golden_of(names)
     plan = Plan(rounds=rounds, turn_seconds=seconds / rounds, max_warm_seconds=warm_up, reference=reference)
     environment = describe()
-    with Conductor(candidates, plan, progress) as conductor:
+    with Conductor(candidates, plan, progress, on_row) as conductor:
         conductor.open()
         spec = _spec_of(conductor)
         if "cold-start" in scenarios:

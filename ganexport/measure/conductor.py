@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,22 @@ class Conductor:
         candidates: Names must differ.
         plan: How long and how often.
         progress: Told before every turn.
+        on_row: Given every row as soon as it is complete.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], plan: Plan | None = None, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        plan: Plan | None = None,
+        progress: Progress = silent,
+        on_row: Callable[[Measurement], None] | None = None,
+    ) -> None:
         names = [c.name for c in candidates]
         assert len(set(names)) == len(names), f"candidate names must differ: {names}"
         self.candidates = tuple(candidates)
         self.plan = plan or Plan()
         self.progress = progress
+        self.on_row = on_row
         self.rows: list[Measurement] = []
         self.notes: list[str] = []
         self.interrupted = False
@@ -62,6 +70,11 @@ class Conductor:
             self.notes.append(f"interrupted: {len(self.rows)} rows were measured, the rest was not")
             return True
         return False
+
+    def _add(self, row: Measurement) -> None:
+        self.rows.append(row)
+        if self.on_row is not None:
+            self.on_row(row)
 
     # ---- opening ------------------------------------------------------------------------------
 
@@ -148,9 +161,9 @@ class Conductor:
             for candidate in self.candidates:
                 cell = gathered.get(candidate.name)
                 if cell is not None and cell.turns:
-                    self.rows.append(self._row(candidate, scenario, sizes, cell))
+                    self._add(self._row(candidate, scenario, sizes, cell))
                 elif candidate.name in failures:
-                    self.rows.append(self._missing(candidate, scenario, sizes, failures[candidate.name]))
+                    self._add(self._missing(candidate, scenario, sizes, failures[candidate.name]))
 
     @staticmethod
     def _order(names: list[str], index: int) -> list[str]:
@@ -230,9 +243,9 @@ class Conductor:
                     conditions = {"scenario": "cold-start", "sizes": {"batch": 1}, "rounds": len(taken["cold_start"])}
                     series = tuple(Series(name, tuple(values)) for name, values in taken.items())
                     parity = self._parity.get(candidate.name)
-                    self.rows.append(Measurement(self._describe(candidate), conditions, series, parity=parity))
+                    self._add(Measurement(self._describe(candidate), conditions, series, parity=parity))
                 elif candidate.name in failures:
-                    self.rows.append(self._missing(candidate, "cold-start", {"batch": 1}, failures[candidate.name]))
+                    self._add(self._missing(candidate, "cold-start", {"batch": 1}, failures[candidate.name]))
 
     def _start_cold(self, candidate: Candidate) -> dict[str, int]:
         import time
@@ -253,7 +266,7 @@ class Conductor:
             worker = self._workers.get(candidate.name)
             if worker is None:
                 reason = self._reasons.get(candidate.name, "not opened")
-                self.rows.append(Measurement(self._describe(candidate), conditions, unavailable=reason))
+                self._add(Measurement(self._describe(candidate), conditions, unavailable=reason))
                 continue
             trials: list[server.Trial] = []
             reason = ""
@@ -264,7 +277,7 @@ class Conductor:
             except CandidateFailedError as failure:
                 reason = self._lose(candidate.name, failure)
             finally:
-                self.rows.append(self._server_row(candidate, conditions, trials, reason))
+                self._add(self._server_row(candidate, conditions, trials, reason))
 
     def _serve(self, worker: WorkerProcess, plan: ServerPlan, trials: list[server.Trial]) -> None:
         from ganexport.measure.feeds import static_batch

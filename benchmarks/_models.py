@@ -1,0 +1,107 @@
+"""Generators that the inference benchmarks run, with random weights: speed does not depend on training.
+
+DCGAN after Radford et al. (arXiv:1511.06434), its widths for 64 and 128 pixels; the residual
+generator of WGAN-GP (Gulrajani et al., arXiv:1704.00028, appendix F, 64 pixels). Batch-norm statistics
+are drawn too, so that nothing folds to the identity.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec
+
+LATENT = 128
+
+
+def _spec(name: str, size: int) -> GeneratorSpec:
+    return GeneratorSpec(
+        (TensorSpec("z", "float32", ("batch", LATENT), Normal()),),
+        (TensorSpec("image", "float32", ("batch", 3, size, size), range=(-1.0, 1.0), layout="NCHW"),),
+        (Dim("batch", 1, 16, 256),),
+        name,
+    )
+
+
+def _settle(make: Callable[[], nn.Module]) -> nn.Module:
+    """The same weights in every process."""
+    torch.manual_seed(0)
+    module = make()
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, 0, 0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+            nn.init.normal_(layer.weight, 1, 0.02)
+    return module.eval()
+
+
+class Dcgan(nn.Module):
+    """[batch, 128] → [batch, 3, size, size] by transposed convolutions."""
+
+    def __init__(self, size: int, width: int = 64) -> None:
+        super().__init__()
+        doublings = size.bit_length() - 3  # from 4 pixels
+        channels = [width * 2 ** (doublings - 1 - i) for i in range(doublings)]
+        layers: list[nn.Module] = [nn.ConvTranspose2d(LATENT, channels[0], 4, 1, 0, bias=False)]
+        for inner, outer in itertools.pairwise(channels):
+            layers += [nn.BatchNorm2d(inner), nn.ReLU(inplace=True)]
+            layers += [nn.ConvTranspose2d(inner, outer, 4, 2, 1, bias=False)]
+        layers += [nn.BatchNorm2d(channels[-1]), nn.ReLU(inplace=True)]
+        layers += [nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images in (-1, 1)."""
+        return self.layers(z[:, :, None, None])
+
+
+class _UpBlock(nn.Module):
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(inner), nn.Conv2d(inner, outer, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(outer), nn.Conv2d(outer, outer, 3, padding=1)
+        self.skip = nn.Conv2d(inner, outer, 1)
+        self.up = nn.Upsample(scale_factor=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = self.conv1(self.up(torch.relu(self.norm1(x))))
+        return self.skip(self.up(x)) + self.conv2(torch.relu(self.norm2(main)))
+
+
+class ResNet64(nn.Module):
+    """[batch, 128] → [batch, 3, 64, 64] by four residual blocks with upsampling."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.width = width
+        self.first = nn.Linear(LATENT, 8 * width * 16)
+        self.blocks = nn.Sequential(*(_UpBlock(width * a, width * b) for a, b in ((8, 8), (8, 4), (4, 2), (2, 1))))
+        self.last = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 3, 3, padding=1), nn.Tanh())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images in (-1, 1)."""
+        return self.last(self.blocks(self.first(z).view(-1, 8 * self.width, 4, 4)))
+
+
+def dcgan64() -> tuple[nn.Module, GeneratorSpec]:
+    return _settle(lambda: Dcgan(64)), _spec("dcgan-64", 64)
+
+
+def dcgan128() -> tuple[nn.Module, GeneratorSpec]:
+    return _settle(lambda: Dcgan(128)), _spec("dcgan-128", 128)
+
+
+def resnet64() -> tuple[nn.Module, GeneratorSpec]:
+    return _settle(ResNet64), _spec("resnet-64", 64)
+
+
+def tiny() -> tuple[nn.Module, GeneratorSpec]:
+    """For tests of the benchmarks themselves."""
+    return _settle(lambda: Dcgan(16, width=4)), _spec("tiny", 16)
+
+
+MODELS = {"dcgan-64": dcgan64, "resnet-64": resnet64, "dcgan-128": dcgan128, "tiny": tiny}
