@@ -1,0 +1,240 @@
+"""What ``--to auto`` tries on this machine: backend × precision × rewrite, each built into a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from ganexport.build import onnx_file, openvino
+from ganexport.build.cost import Target
+from ganexport.build.options import BuildOptions
+from ganexport.build.rewrites import rewrite
+from ganexport.errors import GanExportError
+from ganexport.runtime import BACKENDS
+from ganexport.spec import GeneratorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Wanted(Protocol):
+    """The part of the settings that concerns building."""
+
+    @property
+    def min_psnr(self) -> float:
+        """dB that int8 must reach."""
+        ...
+
+    @property
+    def calibration_samples(self) -> int:
+        """Inputs drawn to calibrate int8."""
+        ...
+
+
+class Option(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One candidate: a file, a backend and its settings.
+
+    Attributes:
+        name: Unique.
+        backend: Name in :data:`ganexport.runtime.BACKENDS`.
+        format: Of the file.
+        precision: Row of the tolerance table that applies to it.
+        path: The file.
+        companions: Names of files that belong to it, beside it.
+        settings: Of the backend.
+        passes: Steps that led to it.
+        requires: What it needs to run.
+        unavailable: Why it cannot be tried here.
+    """
+
+    name: str
+    backend: str
+    format: str
+    precision: str
+    path: str
+    companions: tuple[str, ...] = ()
+    settings: dict[str, Any] = {}
+    passes: tuple[str, ...] = ()
+    requires: dict[str, str] = {}
+    unavailable: str = ""
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def with_threads(option: Option) -> Iterator[Option]:
+    """The candidate with fewer threads than all cores: half of them, and one."""
+    if "threads" not in option.settings:
+        return
+    for threads in sorted({1, cores() // 2} - {0, cores()}):
+        changed = {**option.settings, "threads": threads}
+        yield msgspec.structs.replace(option, name=f"{option.name}, {threads} threads", settings=changed)
+
+
+def build_options(
+    path: Path, spec: GeneratorSpec, folder: Path, batch: int, wanted: Wanted, say: Callable[[str], None]
+) -> Iterator[Option]:
+    """Everything worth measuring here; what cannot be built or run comes with the reason.
+
+    Args:
+        path: The fp32 ONNX file.
+        spec: Of it.
+        folder: Where to build.
+        batch: Batch size that rewrites are priced for.
+        wanted: Tolerance and calibration.
+        say: Progress.
+    """
+    model = onnx_file.load_model(path)
+    builder = _Builder(model, path, spec, folder, batch, wanted, say)
+    yield from builder.onnxruntime()
+    yield from builder.openvino()
+    yield from builder.tensorrt()
+
+
+class _Builder:
+    """Builds the candidates of one model, each backend's in turn."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        path: Path,
+        spec: GeneratorSpec,
+        folder: Path,
+        batch: int,
+        wanted: Wanted,
+        say: Callable[[str], None],
+    ) -> None:
+        self.model, self.path, self.spec, self.folder = model, path, spec, folder
+        self.batch, self.wanted, self.say = batch, wanted, say
+
+    def _unavailable(self, backend: str) -> str:
+        reason: str | None = BACKENDS.load(backend).RUNNER.unavailable()
+        return reason or ""
+
+    def onnxruntime(self) -> Iterator[Option]:
+        """fp32 as it is, fp32 rewritten, int8."""
+        backend, settings = "onnxruntime", {"threads": cores()}
+        if reason := self._unavailable(backend):
+            yield Option(backend, backend, "onnx", "fp32", "", unavailable=reason)
+            return
+        opset = {"opset": str(max((e.version for e in self.model.opset_import if not e.domain), default=0))}
+        yield Option("onnxruntime fp32", backend, "onnx", "fp32", str(self._copy()), (), settings, (), opset)
+        model, passes = rewrite(self.model, Target(backend, "fp32", self.batch))
+        if passes:
+            file = self._save(model, "ort-fp32", "generator.onnx")
+            yield Option("onnxruntime fp32 rewritten", backend, "onnx", "fp32", str(file), (), settings, passes, opset)
+        yield from self._guarded("onnxruntime int8", backend, "int8", self._onnxruntime_int8, settings, opset)
+
+    def _onnxruntime_int8(self, settings: dict[str, Any], requires: dict[str, str]) -> Iterator[Option]:
+        model, passes = self._int8("onnxruntime", None)
+        file = self._save(model, "ort-int8", "generator.int8.onnx")
+        yield Option("onnxruntime int8", "onnxruntime", "onnx", "int8", str(file), (), settings, passes, requires)
+
+    def openvino(self) -> Iterator[Option]:
+        """fp32, bf16 and int8; the last two on rewritten graphs too."""
+        backend = "openvino"
+        if reason := self._unavailable(backend) or openvino.unavailable() or "":
+            yield Option(backend, backend, "openvino", "fp32", "", unavailable=reason)
+            return
+        yield from self._guarded("openvino fp32", backend, "fp32", self._openvino_plain)
+        if _has_bf16():
+            yield from self._guarded("openvino bf16", backend, "bf16", self._openvino_bf16)
+        for form in (None, "crop"):
+            name = "openvino int8" + (f" ({form})" if form else "")
+            yield from self._guarded(name, backend, "int8", self._openvino_int8, name, form)
+
+    def _openvino_plain(self) -> Iterator[Option]:
+        yield self._openvino("openvino fp32", self.model, (), "ov-fp32", "fp32", {})
+
+    def _openvino_bf16(self) -> Iterator[Option]:
+        bf16 = {"precision": "bf16"}
+        yield self._openvino("openvino bf16", self.model, (), "ov-bf16", "bf16", bf16)
+        model, passes = rewrite(self.model, Target("openvino", "bf16", self.batch))
+        if passes:
+            yield self._openvino("openvino bf16 rewritten", model, passes, "ov-bf16r", "bf16", bf16)
+
+    def _openvino_int8(self, name: str, form: str | None) -> Iterator[Option]:
+        model, passes = self._int8("openvino", form)
+        folder = f"ov-int8-{form or 'chosen'}"
+        made = self._openvino(name, model, passes, folder, "int8", {})
+        yield made
+        if _has_bf16():
+            settings = {**made.settings, "precision": "bf16"}
+            yield msgspec.structs.replace(made, name=f"{name} + bf16", settings=settings)
+
+    def _openvino(
+        self, name: str, model: onnx.ModelProto, passes: tuple[str, ...], folder: str, precision: str,
+        settings: dict[str, Any],
+    ) -> Option:  # fmt: skip
+        source = self._save(model, folder, "source.onnx")
+        built = openvino.build(source, self.spec, source.parent, precision, BuildOptions())
+        return Option(
+            name, "openvino", "openvino", precision, str(source.parent / built.path), built.companions,
+            {"threads": cores(), **settings}, (*passes, *built.passes), dict(built.requires),
+        )  # fmt: skip
+
+    def _int8(self, backend: str, form: str | None) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+        from ganexport.build.quantize import quantize
+
+        options = {"conv-transpose": {"form": form}, "upsample-conv": {"form": form}} if form else None
+        model, passes = rewrite(self.model, Target(backend, "int8", self.batch), options=options)
+        made = quantize(
+            model, self.spec, samples=self.wanted.calibration_samples, min_psnr=self.wanted.min_psnr,
+            wide_outputs=backend == "openvino", progress=self.say,
+        )  # fmt: skip
+        return made.model, (*passes, *made.passes)
+
+    def tensorrt(self) -> Iterator[Option]:
+        """fp32 and fp16 engines, where TensorRT and a GPU are."""
+        backend = "tensorrt"
+        if reason := self._unavailable(backend):
+            yield Option(backend, backend, "trt", "fp32", "", unavailable=reason)
+            return
+        for precision in ("fp32", "fp16"):
+            yield from self._guarded(f"tensorrt {precision}", backend, precision, self._tensorrt, precision)
+
+    def _tensorrt(self, precision: str) -> Iterator[Option]:
+        from ganexport.build import tensorrt
+        from ganexport.build.precision import low_precision
+
+        model = self.model if precision == "fp32" else low_precision(self.model, precision)
+        source = self._save(model, f"trt-{precision}", "source.onnx")
+        built = tensorrt.build(source, self.spec, source.parent, precision, BuildOptions())
+        yield Option(
+            f"tensorrt {precision}", "tensorrt", "trt", precision, str(source.parent / built.path), built.companions,
+            {}, built.passes, dict(built.requires),
+        )  # fmt: skip
+
+    # ---- helpers ------------------------------------------------------------------------------
+
+    def _guarded(
+        self, name: str, backend: str, precision: str, make: Callable[..., Iterator[Option]], *arguments: Any
+    ) -> Iterator[Option]:
+        """The candidates that ``make`` builds; one that fails becomes a row with its reason."""
+        self.say(f"building {name}")
+        try:
+            yield from list(make(*arguments))
+        except GanExportError as error:
+            yield Option(name, backend, "", precision, "", unavailable=str(error))
+
+    def _save(self, model: onnx.ModelProto, folder: str, name: str) -> Path:
+        path = self.folder / folder / name
+        onnx_file.write_spec(model, self.spec)
+        onnx_file.save_model(model, path)
+        return path
+
+    def _copy(self) -> Path:
+        return self._save(self.model, "ort", "generator.onnx")
+
+
+def _has_bf16() -> bool:
+    """Whether this processor multiplies bf16 faster than fp32, as OpenVINO sees it."""
+    import openvino as library
+
+    return "BF16" in library.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
