@@ -505,6 +505,10 @@ class _Input:
             raise UsageError(f"{where}: a one-hot of {sampler.classes} needs it as its last size")
         if isinstance(sampler, Normal) and self.dtype.kind != "f":
             raise UsageError(f"{where}: a normal input cannot have dtype {tensor.dtype}")
+        if isinstance(sampler, Normal) and not (0.0 < sampler.std <= 1e30 and abs(sampler.mean) <= 1e30):
+            raise UsageError(f"{where}: normal({sampler.mean:g},{sampler.std:g}) cannot be drawn in float32")
+        if isinstance(sampler, Uniform) and not -1e30 <= sampler.low < sampler.high <= 1e30:
+            raise UsageError(f"{where}: uniform({sampler.low:g},{sampler.high:g}) cannot be drawn in float32")
         self.drawn = self.shape[:-1] if isinstance(sampler, OneHot) else self.shape
         self.elements = math.prod(self.drawn)
         if self.elements > _MAX_ELEMENTS:

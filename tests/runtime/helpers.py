@@ -80,8 +80,7 @@ def make_artifact(
         files = [writer.describe("generator.onnx", "onnx", "fp32", **fields)]
         for name, (content, about) in (extra or {}).items():
             (writer.folder / name).write_bytes(content)
-            about = dict(about)
-            files.append(writer.describe(name, about.pop("format"), about.pop("precision", "fp32"), **about))
+            files.append(writer.describe(name, **{"precision": "fp32", **about}))
         return writer.publish(Manifest(1, spec or image_spec(), tuple(files), Provenance("a test")))
 
 
