@@ -56,7 +56,7 @@ def _capture(prepared: Prepared, say: Callable[[str], None]) -> torch.export.Exp
 
 
 def _rewritten(prepared: Prepared) -> tuple[str, ...]:
-    count = prepared.function.rewritten
+    count = prepared.function.seen.rewritten
     return (f"per-sample-convolution: {count} grouped convolutions as patches times weights",) if count else ()
 
 

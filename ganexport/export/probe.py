@@ -72,7 +72,7 @@ def probe(
             names = _names(function, feeds)
             dtypes = [str(t.dtype).removeprefix("torch.") for t in outputs]
         shapes.append([tuple(t.shape) for t in outputs])
-        draws.append(function.draws)
+        draws.append(function.seen.draws)
     if any(len(s) != len(shapes[0]) for s in shapes) or any(len(d) != len(draws[0]) for d in draws):
         raise ExportError("the module returns another number of tensors, or draws noise more often, at another size")
     symbolic = [_symbolic(points, [s[i] for s in shapes], f"output_{i}") for i in range(len(shapes[0]))]

@@ -40,6 +40,19 @@ def flatten_outputs(value: Any) -> tuple[list[str] | None, tuple[torch.Tensor, .
     raise ExportError(f"the module returns {type(value).__name__}; return a tensor, a tuple or a dict of tensors")
 
 
+class Seen:
+    """What the tracing passes met during the last call.
+
+    Attributes:
+        rewritten: Per-sample convolutions that were rewritten.
+        draws: Random calls, in order.
+    """
+
+    def __init__(self) -> None:
+        self.rewritten = 0
+        self.draws: list[Draw] = []
+
+
 class Wrapped(torch.nn.Module):
     """What the exporters see.
 
@@ -72,8 +85,8 @@ class Wrapped(torch.nn.Module):
         self.rewrite = rewrite
         self.finish = finish
         self.by_keyword = _takes_keywords(module, names)
-        self.rewritten = 0
-        self.draws: list[Draw] = []
+        # In an object of its own: torch.export puts back what forward assigns to the module.
+        self.seen = Seen()
         self.constants = len(constants) if constants is not None else 0
         for index, tensor in enumerate(constants or []):
             self.register_buffer(f"noise_{index}", tensor)
@@ -91,8 +104,8 @@ class Wrapped(torch.nn.Module):
                 value = self.module(**dict(zip(self.names, inputs, strict=True)), **self.call)
             else:
                 value = self.module(*inputs, **self.call)
-        self.rewritten = convolution.count if convolution else 0
-        self.draws = randomness.draws
+        self.seen.rewritten = convolution.count if convolution else 0
+        self.seen.draws = randomness.draws
         _, tensors = flatten_outputs(value)
         if self.finish is not None:
             tensors = self.finish(tensors)

@@ -20,6 +20,7 @@ def apply(module: torch.nn.Module) -> list[str]:
     count = 0
     for child in list(module.modules()):
         if parametrize.is_parametrized(child):
+            _own_class(child)
             for name in list(child.parametrizations):
                 parametrize.remove_parametrizations(child, name, leave_parametrized=True)
                 count += 1
@@ -28,6 +29,13 @@ def apply(module: torch.nn.Module) -> list[str]:
         return []
     module.requires_grad_(False)
     return [f"strip-parametrizations: {count} weights"]
+
+
+def _own_class(child: torch.nn.Module) -> None:
+    """Removing a parametrization deletes a property of the module's class, which copies share."""
+    cls = type(child)
+    members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    child.__class__ = type(cls.__name__, cls.__bases__, members)
 
 
 def _strip_hooks(child: torch.nn.Module) -> int:
