@@ -1,7 +1,7 @@
 """Least-squares GAN (Mao et al. 2017, arXiv:1611.04076, equation 9, with a = 0, b = c = 1).
 
-    L_D = 1/2 E[(D(x) - 1)²] + 1/2 E[D(G(z))²]
-    L_G = 1/2 E[(D(G(z)) - 1)²]
+L_D = 1/2 E[(D(x) - 1)²] + 1/2 E[D(G(z))²]
+L_G = 1/2 E[(D(G(z)) - 1)²]
 """
 
 from torch import Tensor

@@ -9,7 +9,9 @@ non-saturating loss is the usual choice.
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ganexport.objectives.non_saturating import discriminator_loss as discriminator_loss
+from ganexport.objectives.non_saturating import discriminator_loss
+
+__all__ = ["discriminator_loss", "generator_loss"]
 
 
 def generator_loss(fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:

@@ -1,4 +1,5 @@
-"""Relativistic pairing GAN (Jolicoeur-Martineau 2018, arXiv:1807.00734; as in R3GAN, Huang et al. 2024, arXiv:2501.05441).
+"""Relativistic pairing GAN (Jolicoeur-Martineau 2018, arXiv:1807.00734), as in R3GAN (Huang et al. 2024,
+arXiv:2501.05441).
 
     L_D = E[softplus(-(D(x) - D(G(z))))]
     L_G = E[softplus(-(D(G(z)) - D(x)))]

@@ -1,9 +1,11 @@
 """Regularizers of the discriminator, one file each.
 
-A module here defines ``Options`` (with ``interval``: the penalty is taken every so many steps, its weight multiplied
-by the interval, Karras et al. 2020, appendix B) and either ``penalty(options, critic, real, fake, noise, weight)``,
-which returns a scalar to add to the loss, or ``after_update(options, discriminator)``, which changes the weights after
-the optimizer's step.
+A module here defines ``Options`` (with ``interval``: it acts every so many steps) and one of two kinds of action:
+
+- ``POINTS`` ("real", "fake", "between" or "perturbed": where the critic's gradient is taken) and
+  ``penalty(options, critic, points, weight, scale)``, a scalar to add to the loss. A penalty with an interval has its
+  weight multiplied by it, so that its share of the gradient stays the same (Karras et al. 2020, appendix B).
+- ``after_update(options, discriminator)``, which changes the weights after the optimizer's step.
 """
 
 from ganexport.registry import Registry

@@ -1,0 +1,283 @@
+"""The two halves of a GAN's update: loss and gradients of the discriminator, loss and gradients of the generator.
+
+Each half, the double backward of a gradient penalty included, is one function that ``torch.compile`` captures with
+``fullgraph=True``; ``backward()`` follows outside. Optimizers, averaging and logging belong to the loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ganexport.errors import RecipeError
+from ganexport.kernels.gradient_penalty import interpolate, make_rng_state
+from ganexport.training import precision as precisions
+
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "aot_eager")
+
+Metrics = dict[str, Tensor]
+
+_COPIES = itertools.count()
+
+
+class TrainingStep:
+    """Loss and gradients of both networks.
+
+    Args:
+        generator: ``forward(**inputs)`` gives images [N, C, H, W].
+        discriminator: ``forward(images)`` or ``forward(images, labels)`` gives raw logits [N].
+        loss: A module of :data:`ganexport.objectives.OBJECTIVES`.
+        regularizers: Pairs of a module of :data:`ganexport.objectives.regularizers.REGULARIZERS` and its options.
+        precision: "fp32", "tf32", "bf16" or "fp16".
+        compile: "off", a mode of ``torch.compile``, or "aot_eager" (captured and differentiated, not lowered).
+        loss_scale_d: ``GradScaler`` of the discriminator, for fp16.
+        loss_scale_g: ``GradScaler`` of the generator, for fp16.
+        seed: Of the interpolation between real and generated images.
+
+    Attributes:
+        rng_state: [2] int64, the state of the interpolation; belongs into a checkpoint.
+
+    Raises:
+        RecipeError: A combination that cannot be right, with the reason.
+        UsageError: A precision that the device does not have.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        loss: ModuleType,
+        regularizers: Sequence[tuple[ModuleType, Any]] = (),
+        *,
+        precision: str = "fp32",
+        compile: str = "off",  # noqa: A002 - the recipe's word
+        loss_scale_d: Any = None,
+        loss_scale_g: Any = None,
+        seed: int = 0,
+    ) -> None:
+        if compile not in COMPILE_MODES:
+            raise RecipeError(f"unknown compile mode {compile!r}; known: {', '.join(COMPILE_MODES)}")
+        self.networks = {"generator": generator, "discriminator": discriminator}
+        self.loss = loss
+        self.penalties = [(module, options) for module, options in regularizers if hasattr(module, "penalty")]
+        self.clippings = [(module, options) for module, options in regularizers if hasattr(module, "after_update")]
+        self.precision = precision
+        self.compile = compile
+        self.scalers = {"discriminator": loss_scale_d, "generator": loss_scale_g}
+        self.device = next(discriminator.parameters()).device
+        self.rng_state = make_rng_state(seed, self.device)
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        precisions.apply(precision, self.device)
+        if self.penalties:
+            refuse_batch_norm(discriminator)
+        # Statistics over the batch must not mix real with generated images; without them one pass does for both.
+        self._separate = any(is_batch_coupled(module) for module in discriminator.modules())
+
+    # ---- discriminator ------------------------------------------------------------------------
+
+    def discriminator(
+        self,
+        real: Tensor,
+        inputs: Mapping[str, Tensor],
+        labels: Tensor | None = None,
+        *,
+        step: int,
+        epsilon: Tensor | None = None,
+    ) -> Metrics:
+        """Add the gradients of the discriminator's loss to its parameters' ``.grad``.
+
+        Args:
+            real: Real images [N, C, H, W] in [-1, 1].
+            inputs: The generator's inputs by name, z [N, latent] and so on.
+            labels: Class labels [N] of the real images, for conditional discriminators.
+            step: Number of this discriminator update; penalties with an interval look at it.
+            epsilon: [N] places between real (1) and generated (0) images; drawn here when None. Given by the
+                loop where several processes share a batch.
+
+        Returns:
+            Detached scalars: "loss", "real_score", "fake_score", and one entry a penalty.
+        """
+        active = tuple(
+            index for index, (_, options) in enumerate(self.penalties) if step % options.interval == 0
+        )  # which penalties are due
+        with torch.no_grad():
+            fake = self._run("generate", self._generate, dict(inputs)).float()
+            fake_labels = inputs.get("labels") if labels is not None else None
+            points = {index: self._points(self.penalties[index], real, fake, epsilon) for index in active}
+        metrics = self._run(
+            ("discriminator", active), self._discriminator_loss, active, real, fake, points, labels, fake_labels
+        )
+        self._backward("discriminator", metrics["loss"])
+        return {name: value.detach().clone() for name, value in metrics.items()}
+
+    def _discriminator_loss(
+        self,
+        active: tuple[int, ...],
+        real: Tensor,
+        fake: Tensor,
+        points: dict[int, Tensor],
+        labels: Tensor | None,
+        fake_labels: Tensor | None,
+    ) -> Metrics:
+        with precisions.autocast(self.precision, self.device.type):
+            if self._separate:
+                real_logits, fake_logits = self._score(real, labels), self._score(fake, fake_labels)
+            else:
+                both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
+                real_logits, fake_logits = self._score(torch.cat([real, fake]), both).split(
+                    [real.shape[0], fake.shape[0]]
+                )  # [N], [N]
+        real_logits, fake_logits = real_logits.float(), fake_logits.float()
+        total = self.loss.discriminator_loss(real_logits, fake_logits)
+        metrics = {"real_score": real_logits.mean(), "fake_score": fake_logits.mean()}
+        for index in active:
+            module, options = self.penalties[index]
+            at_labels = fake_labels if module.POINTS == "fake" else labels
+            value = self._penalty(index, points[index], at_labels)
+            metrics[_name(module)] = value / options.interval
+            total = total + value
+        return {"loss": total, **metrics}
+
+    def _penalty(self, index: int, points: Tensor, labels: Tensor | None) -> Tensor:
+        module, options = self.penalties[index]
+
+        def critic(images: Tensor) -> Tensor:
+            # Attention's fused kernels have no second derivative; its math form has.
+            with precisions.autocast(self.precision, self.device.type), sdpa_kernel(SDPBackend.MATH):
+                return self._score(images, labels)
+
+        scale = precisions.inner_scale(self.precision)
+        value: Tensor = module.penalty(options, critic, points, options.weight * options.interval, scale)
+        return value
+
+    def _points(self, penalty: tuple[ModuleType, Any], real: Tensor, fake: Tensor, epsilon: Tensor | None) -> Tensor:
+        module, options = penalty
+        where = module.POINTS
+        if where == "real":
+            return real
+        if where == "fake":
+            return fake
+        other = fake
+        if where == "perturbed":
+            other = real + options.strength * real.std() * torch.rand_like(real)
+        if epsilon is None:
+            return interpolate(real.contiguous(), other.contiguous(), self.rng_state)
+        weight = epsilon.view(-1, *[1] * (real.ndim - 1))  # [N, 1, 1, 1]
+        return other + weight * (real - other)
+
+    def _score(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        network = self.networks["discriminator"]
+        logits: Tensor = network(images) if labels is None else network(images, labels)
+        return logits
+
+    def after_discriminator_update(self, step: int) -> None:
+        """What follows the discriminator's optimizer step: weight clipping."""
+        for module, options in self.clippings:
+            if step % options.interval == 0:
+                module.after_update(options, self.networks["discriminator"])
+
+    # ---- generator ----------------------------------------------------------------------------
+
+    def generator(
+        self, real: Tensor | None, inputs: Mapping[str, Tensor], labels: Tensor | None = None, *, step: int
+    ) -> Metrics:
+        """Add the gradients of the generator's loss to its parameters' ``.grad``.
+
+        Args:
+            real: Real images [N, C, H, W], needed by relativistic losses only.
+            inputs: The generator's inputs by name.
+            labels: Class labels [N] of the real images.
+            step: Number of this update.
+
+        Returns:
+            Detached scalars: "loss", "fake_score".
+        """
+        discriminator = self.networks["discriminator"]
+        if not getattr(self.loss, "NEEDS_REAL", False):
+            real = None
+        discriminator.requires_grad_(False)
+        try:
+            metrics = self._run("generator", self._generator_loss, real, dict(inputs), labels)
+            self._backward("generator", metrics["loss"])
+        finally:
+            discriminator.requires_grad_(True)
+        return {name: value.detach().clone() for name, value in metrics.items()}
+
+    def _generator_loss(self, real: Tensor | None, inputs: dict[str, Tensor], labels: Tensor | None) -> Metrics:
+        with precisions.autocast(self.precision, self.device.type):
+            fake = self.networks["generator"](**inputs)
+            fake_logits = self._score(fake, inputs.get("labels") if labels is not None else None)
+            real_logits = None if real is None else self._score(real, labels)
+        fake_logits = fake_logits.float()
+        loss = self.loss.generator_loss(fake_logits, None if real_logits is None else real_logits.float())
+        return {"loss": loss, "fake_score": fake_logits.mean()}
+
+    def _generate(self, inputs: dict[str, Tensor]) -> Tensor:
+        with precisions.autocast(self.precision, self.device.type):
+            images: Tensor = self.networks["generator"](**inputs)
+        return images
+
+    # ---- both ---------------------------------------------------------------------------------
+
+    def _run(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self.compile == "off":
+            return function(*arguments)
+        if key not in self._compiled:
+            self._compiled[key] = compiled(function, self.compile)
+        if self.compile in ("reduce-overhead", "max-autotune"):
+            torch.compiler.cudagraph_mark_step_begin()
+        return self._compiled[key](*arguments)
+
+    def _backward(self, name: str, loss: Tensor) -> None:
+        scaler = self.scalers[name]
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
+
+def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    """``torch.compile`` without graph breaks, for fixed shapes.
+
+    Args:
+        function: A method. It is compiled from a copy of its code, because torch counts recompilations a code
+            object: without the copy, many steps in one process (a tuner's candidates) would share one limit.
+        mode: One of :data:`COMPILE_MODES` but "off".
+    """
+    original = function.__func__  # type: ignore[attr-defined]
+    code = original.__code__.replace(co_name=f"{original.__name__}_{next(_COPIES)}")
+    copy = types.FunctionType(
+        code, original.__globals__, original.__name__, original.__defaults__, original.__closure__
+    )
+    method = types.MethodType(copy, function.__self__)  # type: ignore[attr-defined]
+    if mode == "aot_eager":
+        return torch.compile(method, fullgraph=True, dynamic=False, backend="aot_eager")
+    return torch.compile(method, fullgraph=True, dynamic=False, mode=mode)
+
+
+def is_batch_coupled(module: nn.Module) -> bool:
+    """Whether a layer's output for one image depends on the others of its batch."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or bool(getattr(module, "batch_coupled", False))
+
+
+def refuse_batch_norm(discriminator: nn.Module) -> None:
+    """Refuse batch normalisation under a gradient regularizer.
+
+    Raises:
+        RecipeError: The discriminator holds a BatchNorm layer.
+    """
+    for name, module in discriminator.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise RecipeError(
+                f"the discriminator's layer {name!r} is a batch normalisation, which a gradient penalty cannot go "
+                "with: it penalises each image's own gradient, and batch statistics couple the images (Gulrajani et "
+                "al. 2017, section 4); choose the architecture's norm = 'none', 'layer' or 'instance'"
+            )
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
