@@ -262,7 +262,7 @@ def _handle_errors(app: FastAPI) -> None:
 def _first(error: RequestValidationError) -> str:
     """The first thing wrong, as ``field: reason``; the client's own input is not sent back."""
     found = error.errors()[0]
-    where = [str(part) for part in found["loc"] if part not in ("body", "query", "path", "header")]
-    if len(where) > 1 and where[0] in ("seeds", "seed"):
+    where = [str(part) for part in found["loc"][1:]]  # the first part says body, query or path
+    if found["loc"][0] == "body" and len(where) > 1 and where[0] in ("seeds", "seed"):
         where = where[1:]  # the tag of the alternative
     return f"{'.'.join(where)[:80]}: {found['msg']}" if where else str(found["msg"])

@@ -146,7 +146,7 @@ class _Server:
             await self._answer()
         finally:
             await asyncio.to_thread(replicas.close)
-        self.log("stopped")
+        self.log("stopped", pending=self.admission.pending)
         return self.exit_code
 
     async def _answer(self) -> None:
