@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from helpers import image_model, image_spec, make_artifact
+from tiny_generators import image_model, image_spec, make_artifact
 
 
 @pytest.fixture(scope="session")

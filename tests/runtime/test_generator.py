@@ -9,10 +9,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import helpers
 import msgspec
 import numpy as np
 import pytest
+import tiny_generators
 from onnx import TensorProto, helper, numpy_helper
 
 import ganexport
@@ -32,7 +32,7 @@ def generator(request, artifact):
 
 def test_pictures_are_those_of_the_weights(generator):
     z = ganexport.latents(generator.spec, 7, 100, 20)["z"]
-    truth = helpers.reference(helpers.image_model(), z)
+    truth = tiny_generators.reference(tiny_generators.image_model(), z)
     wanted = np.floor((truth + 1) * 127.5 + 0.5).clip(0, 255).transpose(0, 2, 3, 1)
     pictures = generator.generate(20, seed=7, start=100)
     assert pictures.shape == (20, 8, 8, 3)
@@ -148,8 +148,8 @@ def test_closed_generators_say_so(artifact):
 
 
 def test_steps_and_least_batches_are_padded_out_of_sight(tmp_path):
-    artifact = helpers.make_artifact(tmp_path / "a", helpers.image_spec(dim=Dim("batch", 4, 8, 16, 4)))
-    plain = helpers.make_artifact(tmp_path / "b")
+    artifact = tiny_generators.make_artifact(tmp_path / "a", tiny_generators.image_spec(dim=Dim("batch", 4, 8, 16, 4)))
+    plain = tiny_generators.make_artifact(tmp_path / "b")
     with ganexport.load(artifact.path) as stepped, ganexport.load(plain.path) as free:
         for n in (1, 3, 4, 13, 21):
             pictures = stepped.generate(n, seed=2)
@@ -165,16 +165,16 @@ def test_a_fixed_batch_gives_any_count(tmp_path):
     spec = GeneratorSpec(
         (parse_input("z=normal[4,16]"),), (TensorSpec("image", "float32", (4, 3, 8, 8), None, (-1.0, 1.0), "NCHW"),)
     )
-    artifact = helpers.make_artifact(tmp_path / "a", spec, helpers.image_model(batch=4))
+    artifact = tiny_generators.make_artifact(tmp_path / "a", spec, tiny_generators.image_model(batch=4))
     with ganexport.load(artifact.path) as generator:
         pictures = generator.generate(6, seed=2)
         z = ganexport.latents(spec, 2, 0, 6)["z"]
-        truth = helpers.reference(helpers.image_model(), z).transpose(0, 2, 3, 1)
+        truth = tiny_generators.reference(tiny_generators.image_model(), z).transpose(0, 2, 3, 1)
         assert np.abs(pictures / 127.5 - 1 - truth).max() < 0.01
 
 
 def test_a_batch_that_is_baked_in_is_found(tmp_path):
-    model = helpers.image_model()
+    model = tiny_generators.image_model()
     shape = next(t for t in model.graph.initializer if t.name == "shape")
     shape.CopyFrom(numpy_helper.from_array(np.array([1, 3, 8, 8], np.int64), "shape"))
     for node in model.graph.node:
@@ -183,13 +183,13 @@ def test_a_batch_that_is_baked_in_is_found(tmp_path):
     for tensor in (("starts", [0]), ("ends", [1])):
         model.graph.initializer.append(numpy_helper.from_array(np.array(tensor[1], np.int64), tensor[0]))
     model.graph.node.insert(2, helper.make_node("Slice", ["activated", "starts", "ends"], ["first"]))
-    artifact = helpers.make_artifact(tmp_path / "a", model=model)
+    artifact = tiny_generators.make_artifact(tmp_path / "a", model=model)
     with ganexport.load(artifact.path) as generator, pytest.raises(ArtifactError, match="baked in"):
         generator.generate(4)
 
 
 def test_nan_never_becomes_a_picture(tmp_path):
-    artifact = helpers.make_artifact(tmp_path / "a", model=helpers.image_model(last="Log"))
+    artifact = tiny_generators.make_artifact(tmp_path / "a", model=tiny_generators.image_model(last="Log"))
     with ganexport.load(artifact.path) as generator, pytest.raises(ArtifactError, match="NaN"):
         generator.generate(4)
 
@@ -207,7 +207,7 @@ def audio_artifact(path: Path):
         (TensorSpec("audio", "float32", ("batch", 1, "samples"), None, (-1.0, 1.0), "NCT"),),
         (Dim("batch"), Dim("frames", 4, 16, 64)),
     )
-    return helpers.make_artifact(path, spec, model)
+    return tiny_generators.make_artifact(path, spec, model)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -247,7 +247,7 @@ def test_conversion_clamps_and_rounds(dtype, values):
 
 def test_without_a_gpu_the_engine_is_passed_over_and_the_reason_kept(tmp_path):
     extra = {"generator.engine": (b"engine", {"format": "trt", "requires": {"flavour": "tensorrt_rtx"}})}
-    artifact = helpers.make_artifact(tmp_path / "a", extra=extra)
+    artifact = tiny_generators.make_artifact(tmp_path / "a", extra=extra)
     (artifact.path / "generator.engine").write_bytes(b"damaged, but nobody is going to load it")
     with ganexport.load(artifact.path) as generator:
         assert generator.backend == "onnxruntime"
@@ -279,7 +279,9 @@ def test_settings_are_honoured_and_unknown_ones_refused(tmp_path, artifact):
             ganexport.load(artifact.path, backend, settings={"thread": 1})
         with pytest.raises(UsageError, match="must be a whole number from 1"):
             ganexport.load(artifact.path, backend, settings={"threads": 0})
-    measured = helpers.make_artifact(tmp_path / "a", settings={"backend": "openvino", "threads": 1, "precision": "f32"})
+    measured = tiny_generators.make_artifact(
+        tmp_path / "a", settings={"backend": "openvino", "threads": 1, "precision": "f32"}
+    )
     with ganexport.load(measured.path, "openvino") as generator:
         assert generator.runner._compiled.get_property("INFERENCE_NUM_THREADS") == 1
     with ganexport.load(measured.path) as generator:  # measured with another backend: not for this one
@@ -287,9 +289,9 @@ def test_settings_are_honoured_and_unknown_ones_refused(tmp_path, artifact):
 
 
 def test_precision_is_chosen(tmp_path):
-    half = helpers.image_model(weights_seed=1).SerializeToString()
+    half = tiny_generators.image_model(weights_seed=1).SerializeToString()
     extra = {"generator.fp16.onnx": (half, {"format": "onnx", "precision": "fp16"})}
-    artifact = helpers.make_artifact(tmp_path / "a", extra=extra)
+    artifact = tiny_generators.make_artifact(tmp_path / "a", extra=extra)
     with ganexport.load(artifact.path) as first, ganexport.load(artifact.path, precision="fp16") as second:
         assert [first.file.precision, second.file.precision] == ["fp32", "fp16"]
         assert not np.array_equal(first.generate(2), second.generate(2))
@@ -299,7 +301,7 @@ def test_precision_is_chosen(tmp_path):
 
 
 def test_a_changed_file_is_never_loaded(tmp_path):
-    artifact = helpers.make_artifact(tmp_path / "a")
+    artifact = tiny_generators.make_artifact(tmp_path / "a")
     path = artifact.path / "generator.onnx"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -310,20 +312,24 @@ def test_a_changed_file_is_never_loaded(tmp_path):
 
 def test_a_file_that_is_not_its_spec_is_refused(tmp_path):
     for name, spec in {
-        "inputs": GeneratorSpec((parse_input("w=normal[batch,16]"),), helpers.image_spec().outputs, (Dim("batch"),)),
-        "shape": GeneratorSpec((parse_input("z=normal[batch,17]"),), helpers.image_spec().outputs, (Dim("batch"),)),
+        "inputs": GeneratorSpec(
+            (parse_input("w=normal[batch,16]"),), tiny_generators.image_spec().outputs, (Dim("batch"),)
+        ),
+        "shape": GeneratorSpec(
+            (parse_input("z=normal[batch,17]"),), tiny_generators.image_spec().outputs, (Dim("batch"),)
+        ),
         "dtype": GeneratorSpec(
-            (parse_input("z=normal[batch,16]:float16"),), helpers.image_spec().outputs, (Dim("batch"),)
+            (parse_input("z=normal[batch,16]:float16"),), tiny_generators.image_spec().outputs, (Dim("batch"),)
         ),
         "fixed": GeneratorSpec(
             (parse_input("z=normal[batch,16]"),), (TensorSpec("x", "float32", (1,)),), (Dim("batch"),)
         ),
     }.items():
-        artifact = helpers.make_artifact(tmp_path / name, spec)
+        artifact = tiny_generators.make_artifact(tmp_path / name, spec)
         for backend in BACKENDS:
             with pytest.raises(ArtifactError, match="its spec says"):
                 ganexport.load(artifact.path, backend)
-    baked = helpers.make_artifact(tmp_path / "baked", model=helpers.image_model(batch=2))
+    baked = tiny_generators.make_artifact(tmp_path / "baked", model=tiny_generators.image_model(batch=2))
     with pytest.raises(ArtifactError, match=r"input 'z' is \[2, 16\], its spec says \[batch, 16\]"):
         ganexport.load(baked.path)
 
@@ -331,7 +337,7 @@ def test_a_file_that_is_not_its_spec_is_refused(tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("content", [b"", b"not an onnx file", b"\x08\x08" + bytes(200)])
 def test_damaged_engines_with_a_right_hash_are_one_clear_line(tmp_path, backend, content):
-    artifact = helpers.make_artifact(tmp_path / "a")
+    artifact = tiny_generators.make_artifact(tmp_path / "a")
     (artifact.path / "generator.onnx").write_bytes(content)
     manifest = json.loads((artifact.path / MANIFEST).read_text())
     manifest["files"][0]["sha256"] = __import__("hashlib").sha256(content).hexdigest()
@@ -351,7 +357,7 @@ def test_what_is_no_artifact_is_refused(tmp_path):
         ganexport.load(tmp_path / "x.engine")
     with pytest.raises(ArtifactError, match=f"no {MANIFEST}"):
         ganexport.load(tmp_path / "folder")
-    future = helpers.make_artifact(tmp_path / "future")
+    future = tiny_generators.make_artifact(tmp_path / "future")
     text = (future.path / MANIFEST).read_text().replace('"schema_version": 1', '"schema_version": 2')
     (future.path / MANIFEST).write_text(text)
     with pytest.raises(ArtifactError, match="newer ganexport"):
@@ -419,7 +425,7 @@ def fuzz(artifact, count: int, seed: int) -> dict[str, int]:
 
 
 def test_two_thousand_mutated_manifests(tmp_path):
-    outcomes = fuzz(helpers.make_artifact(tmp_path / "a"), 2000, 0)
+    outcomes = fuzz(tiny_generators.make_artifact(tmp_path / "a"), 2000, 0)
     assert outcomes["refused"] > 500
     assert outcomes["loaded"] > 50
 
@@ -427,7 +433,9 @@ def test_two_thousand_mutated_manifests(tmp_path):
 @pytest.mark.slow
 def test_ten_thousand_mutated_manifests(tmp_path):
     path = tmp_path / "a"
-    artifact = helpers.make_artifact(path, helpers.image_spec(1, classes=10), helpers.image_model(1, classes=10))
+    artifact = tiny_generators.make_artifact(
+        path, tiny_generators.image_spec(1, classes=10), tiny_generators.image_model(1, classes=10)
+    )
     outcomes = fuzz(artifact, 10_000, 1)
     assert outcomes["refused"] > 2500
     assert outcomes["loaded"] > 250
@@ -459,8 +467,8 @@ def test_torch_is_never_imported_for_onnx_openvino_or_tensorrt(tmp_path, artifac
     engine = {
         "generator.engine": (b"x", {"format": "trt", "requires": {"flavour": "tensorrt_rtx", "version": "0.1.2"}})
     }
-    both = helpers.make_artifact(tmp_path / "a", extra=engine)
-    lone = helpers.save(helpers.image_model(), tmp_path / "lone.onnx")
+    both = tiny_generators.make_artifact(tmp_path / "a", extra=engine)
+    lone = tiny_generators.save(tiny_generators.image_model(), tmp_path / "lone.onnx")
     cases = [(str(both.path), None), (str(artifact.path), "openvino"), (str(lone), None), (str(lone), "openvino")]
     environment = os.environ | {"PYTHONPATH": str(Path(ganexport.__file__).parent.parent)}
     done = subprocess.run(
@@ -490,7 +498,7 @@ def test_torchscript_gives_the_pictures_of_the_module(tmp_path):
     torch.jit.save(traced, str(tmp_path / "net.pt"))
     about = {"format": "torchscript"}
     extra = {"generator.torchscript.pt": ((tmp_path / "net.pt").read_bytes(), about)}
-    artifact = helpers.make_artifact(tmp_path / "a", extra=extra)
+    artifact = tiny_generators.make_artifact(tmp_path / "a", extra=extra)
     with ganexport.load(artifact.path, "torchscript") as generator:
         feeds = ganexport.latents(generator.spec, 3, 0, 5)
         with torch.inference_mode():
@@ -507,6 +515,6 @@ def test_torchscript_gives_the_pictures_of_the_module(tmp_path):
 
 def test_the_spec_survives_the_manifest(artifact):
     with ganexport.load(artifact.path) as generator:
-        assert generator.spec == helpers.image_spec()
+        assert generator.spec == tiny_generators.image_spec()
         assert "tiny" in repr(generator)
         assert msgspec.to_builtins(generator.spec)["dims"][0]["opt"] == 8

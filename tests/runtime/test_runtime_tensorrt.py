@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 from types import SimpleNamespace
 
-import helpers
 import numpy as np
 import pytest
+import tiny_generators
 
 import ganexport
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_named_on_both_sides_with_the_command(tmp_path, req
 
 def test_an_engine_of_another_version_is_refused_before_its_bytes_are_read(tmp_path):
     about = {"format": "trt", "requires": {"flavour": "tensorrt_rtx", "version": "0.9.0.1"}}
-    artifact = helpers.make_artifact(tmp_path / "a", extra={"generator.engine": (b"not an engine", about)})
+    artifact = tiny_generators.make_artifact(tmp_path / "a", extra={"generator.engine": (b"not an engine", about)})
     with pytest.raises(BackendUnavailableError, match=r"it was built by tensorrt_rtx 0\.9\.0\.1, here is"):
         ganexport.load(artifact.path, "tensorrt")
     with ganexport.load(artifact.path) as generator:
@@ -72,9 +72,9 @@ def test_an_engine_of_another_version_is_refused_before_its_bytes_are_read(tmp_p
 
 def test_the_processor_is_refused():
     with pytest.raises(BackendUnavailableError, match="TensorRT runs on GPUs"):
-        TensorRtRunner.open(None, helpers.image_spec(), device="cpu")
+        TensorRtRunner.open(None, tiny_generators.image_spec(), device="cpu")
     with pytest.raises(UsageError, match="cuda_graphs"):
-        TensorRtRunner.open(None, helpers.image_spec(), settings={"cuda_graphs": True})
+        TensorRtRunner.open(None, tiny_generators.image_spec(), settings={"cuda_graphs": True})
 
 
 # ---- a device of host memory --------------------------------------------------------------------------
@@ -181,7 +181,9 @@ def stand_in(monkeypatch):
         __name__="tensorrt", __version__="10.13", TensorLocation=SimpleNamespace(HOST="host", DEVICE="device")
     )
     engine, device = HostEngine(), HostDevice()
-    runner = TensorRtRunner(trt, engine, helpers.image_spec(dim=Dim("batch", 1, 8, 64)), device, cuda_graph=True)
+    runner = TensorRtRunner(
+        trt, engine, tiny_generators.image_spec(dim=Dim("batch", 1, 8, 64)), device, cuda_graph=True
+    )
     return runner, engine, device
 
 
