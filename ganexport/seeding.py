@@ -543,7 +543,7 @@ class _Input:
         if self.axis is None:
             raise UsageError(f"input {self.tensor.name!r} has no batch axis: labels cannot be given one a sample")
         wide = labels.reshape(-1, *(1 for _ in self.drawn))
-        return self._finish(np.broadcast_to(wide, (labels.size, *self.drawn)))
+        return self._finish(np.broadcast_to(wide, (labels.size, *self.drawn)).copy())
 
     def constant(self, value: float, count: int) -> Array:
         """The same value everywhere."""

@@ -296,6 +296,7 @@ def test_labels_may_be_given():
     spec = spec_of("y=label(10)[batch]", "z=normal[batch,2]")
     assert latents(spec, n=3, labels=4)["y"].tolist() == [4, 4, 4]
     assert latents(spec, n=3, labels=[1, 2, 3])["y"].tolist() == [1, 2, 3]
+    assert all(array.flags.writeable for array in latents(spec, n=1, labels=3).values())
     assert latents(spec, n=2, labels=np.array([1, 9]))["y"].tolist() == [1, 9]
     onehot = latents(spec_of("c=onehot(3)[batch,3]"), n=2, labels=[0, 2])["c"]
     assert onehot.tolist() == [[1, 0, 0], [0, 0, 1]]

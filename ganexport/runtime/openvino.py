@@ -88,9 +88,10 @@ class OpenVinoRunner(Runner):
         """Hand the arrays over; they are read in place."""
         held = []
         for name, array in feeds.items():
-            tensor = self._openvino.Tensor(array, shared_memory=True)
+            owned = array if array.flags.writeable else array.copy()  # it shares writable memory only
+            tensor = self._openvino.Tensor(owned, shared_memory=True)
             self._request.set_tensor(self._inputs[name], tensor)
-            held.append((array, tensor))
+            held.append((owned, tensor))
         self._held = held
 
     def launch(self) -> None:

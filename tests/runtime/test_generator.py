@@ -82,6 +82,8 @@ def test_the_parts_of_a_call_give_what_run_gives(generator):
 def test_run_checks_what_it_is_fed(generator):
     good = np.zeros((2, 16), np.float32)
     assert generator.run({"z": good.astype(np.float64)})["image"].shape == (2, 3, 8, 8)
+    good.flags.writeable = False
+    assert generator.run({"z": good})["image"].shape == (2, 3, 8, 8)
     for feeds, message in (
         ({}, "missing input z"),
         ({"z": good, "y": good}, "no input 'y'"),
