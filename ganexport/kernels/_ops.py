@@ -106,12 +106,12 @@ def _penalty_cuda(
 @torch.library.register_fake("ganexport::gradient_penalty")
 def _penalty_fake(
     grad: Tensor,
-    weight: Tensor | None,  # noqa: ARG001
-    loss_scale: Tensor | None,  # noqa: ARG001
-    weight_value: float,  # noqa: ARG001
-    kind: int,  # noqa: ARG001
-    target: float,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
+    weight: Tensor | None,
+    loss_scale: Tensor | None,
+    weight_value: float,
+    kind: int,
+    target: float,
+    eps: float,
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = _wide(grad.dtype)
@@ -133,11 +133,11 @@ def _backward_cuda(grad: Tensor, statistics: Tensor, upstream: Tensor, kind: int
 @torch.library.register_fake("ganexport::gradient_penalty_backward")
 def _backward_fake(
     grad: Tensor,
-    statistics: Tensor,  # noqa: ARG001
-    upstream: Tensor,  # noqa: ARG001
-    kind: int,  # noqa: ARG001
-    target: float,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
+    statistics: Tensor,
+    upstream: Tensor,
+    kind: int,
+    target: float,
+    eps: float,
 ) -> Tensor:
     return empty_gradient(grad)
 
@@ -192,5 +192,5 @@ def _interpolate_cuda(real: Tensor, fake: Tensor, rng_state: Tensor) -> tuple[Te
 
 
 @torch.library.register_fake("ganexport::interpolate")
-def _interpolate_fake(real: Tensor, fake: Tensor, rng_state: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def _interpolate_fake(real: Tensor, fake: Tensor, rng_state: Tensor) -> tuple[Tensor, Tensor]:
     return empty_gradient(fake), fake.new_empty(fake.shape[0], dtype=torch.float32)

@@ -47,7 +47,7 @@ def gradient_penalty_reference(
     weight: float | Tensor,
     target: float = 1.0,
     eps: float = 1e-12,
-    loss_scale: float | Tensor | None = None,  # noqa: ARG001 (a hint for the kernel; the value doesn't depend on it)
+    loss_scale: float | Tensor | None = None,
 ) -> Tensor:
     """The gradient penalty in plain torch operations: arguments and result as of ``gradient_penalty``.
 

@@ -19,6 +19,7 @@ namespace ganexport {
 
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 512;
+constexpr int kTeamThreads = 256;  // most threads of a block that holds several samples
 constexpr int kMaxCluster = 16;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -119,6 +120,8 @@ __device__ __forceinline__ void keep_packed(W& word) {
 #if defined(__CUDA_ARCH__)
   if constexpr (sizeof(W) == 16) {
     asm volatile("" : "+r"(word.x), "+r"(word.y), "+r"(word.z), "+r"(word.w));
+  } else if constexpr (sizeof(W) == 2) {
+    asm volatile("" : "+h"(word));
   }
 #else
   (void)word;

@@ -26,8 +26,10 @@ struct PenaltyParameters {
   float eps;
   int kind;
   int skip_when_prepared;  // backward only: leave dg alone when upstream is what it was made with
-  int team;                // resident: lanes a sample, or 0 when it takes the block or the cluster
-  int ranks;               // resident: blocks a cluster
+  int team;                // resident: lanes a sample, a power of two
+  int team_shift;          // its logarithm
+  int ranks;               // resident: blocks a cluster, a power of two
+  int rank_shift;          // its logarithm
   int64_t samples;
   int64_t words;          // words a sample
   int64_t sample_stride;  // elements
@@ -61,11 +63,11 @@ __device__ __forceinline__ Term penalty_term(const PenaltyParameters& p, float s
 }
 
 __device__ __forceinline__ float weight_of(const PenaltyParameters& p) {
-  return p.weight ? p.weight_value * *p.weight : p.weight_value;
+  return p.weight ? p.weight_value * __ldcg(p.weight) : p.weight_value;
 }
 
 __device__ __forceinline__ float loss_scale_of(const PenaltyParameters& p) {
-  return p.loss_scale ? *p.loss_scale : 1.0f;
+  return p.loss_scale ? __ldcg(p.loss_scale) : 1.0f;
 }
 
 // The last of `count` blocks to come here sums all their values, in index order, and writes the penalty.
@@ -126,14 +128,15 @@ struct Held {
 // belongs to the cluster; each warp takes a run of words 32 apart, so that one address serves all with constant
 // offsets, and the runs go round the cluster's blocks.
 template <typename T, int Bytes, bool Team>
-__global__ void __launch_bounds__(kMaxThreads, 2) gradient_penalty_resident(const PenaltyParameters p) {
-  const int lane = static_cast<int>(threadIdx.x) % (Team ? p.team : kWarp);
+__global__ void __launch_bounds__(Team ? kTeamThreads : kMaxThreads, Team ? 3 : 2)
+    gradient_penalty_resident(const PenaltyParameters p) {
   const int step = Team ? p.team : kWarp;
+  const int lane = static_cast<int>(threadIdx.x) & (step - 1);
   const int rank = !Team && p.ranks > 1 ? static_cast<int>(cluster_rank()) : 0;
-  const unsigned group = Team ? blockIdx.x : blockIdx.x / p.ranks;
+  const unsigned group = Team ? blockIdx.x : blockIdx.x >> p.rank_shift;
   int64_t sample = group;
   int first = lane;
-  if (Team) sample = static_cast<int64_t>(group) * (blockDim.x / p.team) + threadIdx.x / p.team;
+  if (Team) sample = (static_cast<int64_t>(group) * blockDim.x + threadIdx.x) >> p.team_shift;
   else first += (static_cast<int>(threadIdx.x) / kWarp * p.ranks + rank) * kWarp * kHeld<Bytes>;
   const bool active = !Team || sample < p.samples;
   if (!active) sample = 0;
@@ -164,7 +167,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) gradient_penalty_resident(cons
     held.template store_scaled<T>(destination, remaining, step, factor);
   }
   if (rank == 0) {
-    const unsigned groups = gridDim.x / p.ranks;
+    const unsigned groups = gridDim.x >> p.rank_shift;
     write_penalty_if_last(p, ticket, groups, groups, weight, loss_scale);
   }
   if (!Team && p.ranks > 1) cluster_wait();

@@ -80,15 +80,10 @@ def gradient_penalty(
     _check_scalar("weight", weight, grad)
     _check_scalar("loss_scale", loss_scale, grad)
     if _resolve(impl, grad.device.type, grad.device.index, grad.dtype) == "reference":
-        return gradient_penalty_reference(
-            grad, kind=kind, weight=weight, target=target, eps=eps, loss_scale=loss_scale
-        )
+        return gradient_penalty_reference(grad, kind=kind, weight=weight, target=target, eps=eps, loss_scale=loss_scale)
     tensor_weight = weight.detach().float() if isinstance(weight, Tensor) else None  # [] or [1]
-    if isinstance(loss_scale, Tensor):
-        scale = loss_scale.detach().float()  # [] or [1]
-    else:
-        scale = None if loss_scale is None else grad.new_full((), loss_scale, dtype=torch.float32)  # []
-    penalty, _, _ = torch.ops.ganexport.gradient_penalty(
+    scale = _device_scalar(loss_scale, grad)  # [] or [1]
+    outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.ganexport.gradient_penalty(
         grad,
         tensor_weight,
         scale,
@@ -98,7 +93,7 @@ def gradient_penalty(
         float(eps),
         grad.requires_grad and torch.is_grad_enabled(),
     )
-    return penalty
+    return outputs[0]
 
 
 def interpolate(real: Tensor, fake: Tensor, rng_state: Tensor, *, impl: str = "auto") -> Tensor:
@@ -140,8 +135,8 @@ def interpolate(real: Tensor, fake: Tensor, rng_state: Tensor, *, impl: str = "a
         chosen = "reference"
     if chosen == "reference":
         return interpolate_reference(real, fake, rng_state)
-    output, _ = torch.ops.ganexport.interpolate(real, fake, rng_state)
-    return output
+    outputs: tuple[Tensor, Tensor] = torch.ops.ganexport.interpolate(real, fake, rng_state)
+    return outputs[0]
 
 
 def make_rng_state(seed: int, device: torch.device | str = "cpu") -> Tensor:
@@ -168,7 +163,8 @@ def _resolve(impl: str, device_type: str, device_index: int | None, dtype: torch
         raise unknown_name("implementation", impl, IMPLEMENTATIONS)
     if impl == "reference" or (impl == "auto" and device_type != "cuda"):
         return "reference"
-    reason = why_not_cuda(torch.device(device_type, device_index), dtype)
+    device = device_type if device_index is None else f"{device_type}:{device_index}"
+    reason = why_not_cuda(device, dtype)
     if not reason:
         return "cuda"
     if impl == "cuda":
@@ -185,6 +181,12 @@ def _check_gradient(grad: Tensor, kind: str) -> None:
             f"gradient_penalty needs floating point gradients [N, …] with at least one element, "
             f"got {tuple(grad.shape)} {grad.dtype}"
         )
+
+
+def _device_scalar(value: float | Tensor | None, grad: Tensor) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value.detach().float()  # [] or [1]
+    return None if value is None else grad.new_full((), value, dtype=torch.float32)  # []
 
 
 def _check_scalar(name: str, value: float | Tensor | None, grad: Tensor) -> None:

@@ -32,6 +32,8 @@ inline PenaltyParameters penalty_parameters(const ganexport_gradient_penalty_arg
   p.skip_when_prepared = a.skip_when_prepared;
   p.team = plan.team;
   p.ranks = plan.ranks;
+  while (1 << p.team_shift < p.team) ++p.team_shift;
+  while (1 << p.rank_shift < p.ranks) ++p.rank_shift;
   p.samples = a.samples;
   p.words = plan.words;
   p.sample_stride = a.sample_stride;

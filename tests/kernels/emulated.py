@@ -277,11 +277,10 @@ def backward(
     )
     traffic = Traffic()
     ranges = (_Range * 1)(source.range)
-    code = library().emulated_backward(
-        ctypes.byref(arguments), ctypes.byref(machine), ranges, 1, ctypes.byref(traffic)
-    )
+    code = library().emulated_backward(ctypes.byref(arguments), ctypes.byref(machine), ranges, 1, ctypes.byref(traffic))
     assert code == 0, ERRORS[code]
-    assert source.guards_hold() and output.guards_hold(), "write out of bounds"
+    assert source.guards_hold(), "g was written"
+    assert output.guards_hold(), "write out of bounds"
     bits = output.inner.reshape(samples, elements)
     return decode(bits, dtype), bits, traffic
 

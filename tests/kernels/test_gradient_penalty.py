@@ -42,9 +42,7 @@ def operator(
     tensor = weight if isinstance(weight, torch.Tensor) else None
     number = 1.0 if tensor is not None else weight
     code = KINDS.index(kind)
-    return torch.ops.ganexport.gradient_penalty(
-        grad, tensor, loss_scale, number, code, target, eps, needs_gradient
-    )[0]
+    return torch.ops.ganexport.gradient_penalty(grad, tensor, loss_scale, number, code, target, eps, needs_gradient)[0]
 
 
 def gradients(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -193,9 +191,7 @@ def critic_step(model, images, function, scale):
     return function(grad) * scale
 
 
-@pytest.mark.parametrize(
-    ("backend", "kind"), [*(("aot_eager", kind) for kind in KINDS), ("inductor", "two-sided")]
-)
+@pytest.mark.parametrize(("backend", "kind"), [*(("aot_eager", kind) for kind in KINDS), ("inductor", "two-sided")])
 def test_compiled_critic_step_has_eager_gradients(backend, kind):
     model, images = critic(), torch.randn(4, 3, 8, 8)
     weight = torch.tensor(10.0)
@@ -253,7 +249,8 @@ def test_interpolation_lies_between_and_never_repeats():
     state = make_rng_state(5)
     first, second = interpolate(real, fake, state), interpolate(real, fake, state)
     assert state.tolist() == [5, 2]
-    assert (first >= 0).all() and (first < 1).all() and (first[:, 0] == first[:, 1]).all()
+    assert ((first >= 0) & (first < 1)).all()
+    assert (first[:, 0] == first[:, 1]).all()
     assert not torch.equal(first, second)
     assert float(first.mean()) == pytest.approx(0.5, abs=0.03)
     resumed = torch.tensor([5, 1])
@@ -313,8 +310,10 @@ def test_asking_for_cuda_refuses_with_the_reason():
 
 
 def test_auto_says_once_why_it_takes_the_reference():
-    code = "import warnings; from ganexport.kernels import gradient_penalty as m; import torch; " \
+    code = (
+        "import warnings; from ganexport.kernels import gradient_penalty as m; import torch; "
         "[m._resolve('auto', 'cuda', 0, torch.float64) for _ in range(3)]"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stderr.count("plain torch instead of the CUDA kernel") == 1
     with warnings.catch_warnings():

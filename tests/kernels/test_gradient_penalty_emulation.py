@@ -109,9 +109,7 @@ def test_many_tiny_samples(samples, elements, seed):
 @pytest.mark.parametrize("elements", [5, 1024, 20_000])
 def test_results_repeat_bit_for_bit_in_any_order(cluster, elements):
     values = sample_values(7, elements, "float32", 1)
-    runs = [
-        emulated.penalty(values, "float32", machine(seed, cluster=cluster, window=1 + seed)) for seed in range(5)
-    ]
+    runs = [emulated.penalty(values, "float32", machine(seed, cluster=cluster, window=1 + seed)) for seed in range(5)]
     for run in runs[1:]:
         assert run.penalty == runs[0].penalty
         assert (run.sums == runs[0].sums).all()
