@@ -112,7 +112,10 @@ def benchmark(
             conductor.serve(server or ServerPlan())
     rows = tuple(conductor.rows)
     if peaks and not conductor.interrupted:
-        rows = _with_roofline(rows, names, spec, environment, progress)
+        try:
+            rows = _with_roofline(rows, names, spec, environment, progress)
+        except KeyboardInterrupt:
+            conductor.notes.append("interrupted while measuring the machine's peaks: no share of the peak is known")
     notes = (*conductor.notes, *_notes(rows))
     heading = title or f"{(spec.name if spec else Path(names[0]).name)} on {_machine(environment)}"
     return Report(SCHEMA_VERSION, heading, environment, rows, notes, command)

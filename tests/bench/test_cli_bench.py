@@ -1,0 +1,232 @@
+"""The command on a real artifact under real ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ganexport.bench.api import benchmark
+from ganexport.bench.candidates import find_candidates
+from ganexport.errors import UsageError
+from ganexport.measurement import report_from_json
+from tests.bench import onnx_models
+
+QUICK = ("--seconds", "0.1", "--rounds", "2", "--warm-up", "0.3")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    return onnx_models.artifact(tmp_path_factory.mktemp("bench") / "digits").path
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "ganexport", "bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def measured(artifact, tmp_path_factory):
+    """One run of the command with every output."""
+    folder = tmp_path_factory.mktemp("out")
+    outputs = ("-o", folder / "b.json", "--html", folder / "b.html", "--markdown", folder / "b.md")
+    done = run(artifact, "--batch", "1,4", "--backends", "onnxruntime,openvino,tensorrt", *QUICK, *outputs)
+    return done, folder
+
+
+def test_it_measures_prints_and_writes(measured):
+    done, folder = measured
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime fp32" in done.stdout
+    assert "not run: tensorrt" in done.stdout
+    report = report_from_json((folder / "b.json").read_bytes())
+    cells = {(r.candidate["backend"], r.conditions["sizes"]["batch"]) for r in report.measurements if r.series}
+    assert cells == {("onnxruntime", 1), ("onnxruntime", 4), ("openvino", 1), ("openvino", 4)}
+    row = next(r for r in report.measurements if r.candidate["backend"] == "openvino")
+    assert row.parity["verdict"] == "pass"
+    assert row.facts["roofline"]["flops_per_item"] == 2 * 16 * 128 + 2 * 128 * 48
+    assert 0 < row.facts["roofline"]["share"] < 2
+    assert str(folder) not in json.dumps(report.environment)
+    assert "<svg" in (folder / "b.html").read_text()
+    assert "| onnxruntime fp32 |" in (folder / "b.md").read_text()
+
+
+def test_torch_stays_out_of_a_torch_free_benchmark(artifact):
+    """A blocked torch: neither the command nor a worker may need it."""
+    code = (
+        "import sys, runpy\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, *a):\n"
+        "        if name.partition('.')[0] == 'torch': raise ImportError('torch is blocked')\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+    )
+    script = artifact.parent / "blocked"
+    script.mkdir(exist_ok=True)
+    (script / "sitecustomize.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script), os.environ.get("PYTHONPATH", "")])}
+    done = run(artifact, "--backends", "onnxruntime", "--batch", "1", *QUICK, "--json", env=environment)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["measurements"]
+    assert row["series"]
+
+
+def test_compare_finds_no_difference_with_itself_and_a_real_one(measured, tmp_path):
+    _, folder = measured
+    same = run("compare", folder / "b.json", folder / "b.json", "--fail-if-slower", "5%")
+    assert same.returncode == 0, same.stderr
+    slow = json.loads((folder / "b.json").read_text())
+    for row in slow["measurements"]:
+        for series in row.get("series", ()):
+            series["samples"] = [value * 3 for value in series["samples"]]
+    (tmp_path / "slow.json").write_text(json.dumps(slow))
+    found = run("compare", folder / "b.json", tmp_path / "slow.json", "--fail-if-slower", "5%")
+    assert found.returncode == 1
+    assert "slower by more than 5%" in found.stderr
+    assert run("compare", folder / "b.json", tmp_path / "slow.json").returncode == 0
+    machine = json.loads(run("compare", folder / "b.json", tmp_path / "slow.json", "--json").stdout)
+    assert {d["verdict"] for d in machine["differences"]} <= {"slower", "not compared", "undecided"}
+
+
+def test_merge_writes_one_report(measured, tmp_path):
+    _, folder = measured
+    done = run("merge", folder / "b.json", folder / "b.json", "-o", tmp_path / "m.json", "--html", tmp_path / "m.html")
+    assert done.returncode == 0, done.stderr
+    merged = report_from_json((tmp_path / "m.json").read_bytes())
+    assert list(merged.environment["machines"])
+    assert all("machine" in row.conditions for row in merged.measurements)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--backends", "onnxrutime"), "Did you mean 'onnxruntime'"),
+        (("--scenario", "offlin"), "Did you mean 'offline'"),
+        (("--batch", "1,x"), "write numbers like 1,8,64"),
+        (("--batch", "0"), "must be positive"),
+        (("--device", "gpu"), "write cpu, cuda or cuda:1"),
+        (("--seconds", "0"), "must be positive"),
+        (("--size", "height"), "write NAME=N"),
+        (("--batch", "1000"), "dimension 'batch' is 1000, allowed are 1 to 32"),
+        (("--backends", "tensorrt"), "nothing could be measured"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_2(artifact, arguments, words):
+    done = run(artifact, "--backends", "onnxruntime", *QUICK, *arguments)
+    if arguments[0] == "--batch" and arguments[1] == "1000":  # single-stream still ran: a row, not the end
+        assert done.returncode == 0
+        assert words in " ".join(done.stdout.split())
+        return
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("compare", "no.json", "no.json"), "No such file"),
+        (("no.onnx",), "no such file"),
+        (("merge", "no.json"), "No such file"),
+        ((), "Missing argument"),
+    ],
+)
+def test_missing_files_are_said(arguments, words, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_a_report_that_is_none(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("{}")
+    done = run("compare", path, path)
+    assert done.returncode == 2
+    assert "not a benchmark report" in done.stderr
+
+
+def test_ctrl_c_writes_what_was_measured(artifact, tmp_path):
+    output = tmp_path / "b.json"
+    command = [sys.executable, "-m", "ganexport", "bench", str(artifact), "--backends", "onnxruntime"]
+    batches = ",".join(map(str, range(1, 33)))
+    command += ["--batch", batches, "--seconds", "4", "--rounds", "8", "--warm-up", "1", "-o", str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "rows were kept" in errors
+    report = report_from_json(output.read_bytes())
+    assert len(report.measurements) < 32
+    assert report.notes[0].startswith("interrupted")
+
+
+def test_ctrl_c_while_the_peaks_are_measured_loses_nothing(artifact, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ganexport.bench.api._measure_peaks", interrupted)
+    report = benchmark(artifact, backends=("onnxruntime",), batches=(1,), seconds=0.1, rounds=2, warm_up=0.3)
+    assert report.measurements[0].series
+    assert report.notes[0].startswith("interrupted")
+
+
+def test_a_lone_onnx_file_is_measured_and_a_foreign_generator_shows(tmp_path):
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    first.write_bytes(onnx_models.generator().SerializeToString())
+    second.write_bytes(onnx_models.generator(scale=0.5).SerializeToString())
+    report = benchmark(
+        first, second, backends=("onnxruntime",), batches=(1,), seconds=0.1, rounds=2, warm_up=0.3, peaks=False
+    )
+    a, b = report.measurements
+    assert a.parity == {"verdict": "reference"}
+    assert b.parity["verdict"] == "fail"
+    assert a.candidate["source"] == "a.onnx"
+    assert any("outside the tolerance" in note for note in report.notes)
+
+
+def test_all_scenarios_in_one_run(artifact):
+    from ganexport.measure.plan import ServerPlan
+
+    report = benchmark(
+        artifact,
+        backends=("onnxruntime",),
+        batches=(4,),
+        scenarios=("single-stream", "multi-stream", "offline", "server", "cold-start"),
+        seconds=0.1,
+        rounds=2,
+        warm_up=0.3,
+        cold_starts=2,
+        server=ServerPlan(slo_ms=50, max_batch=4, trial_seconds=0.1, min_requests=100, steps=2),
+        peaks=False,
+    )
+    found = {row.conditions["scenario"]: row for row in report.measurements}
+    assert set(found) == {"single-stream", "multi-stream", "offline", "server", "cold-start"}
+    assert not [row.unavailable for row in report.measurements if row.unavailable]
+    assert found["multi-stream"].conditions["sizes"] == {"batch": 8}
+    assert found["server"].facts["rate"] > 100
+
+
+def test_threads_are_swept(artifact):
+    candidates = find_candidates([str(artifact)], backends=("onnxruntime",), threads=(1, 2))
+    assert [c.name for c in candidates] == ["onnxruntime fp32 1 thread", "onnxruntime fp32 2 threads"]
+    assert [c.arguments["settings"]["threads"] for c in candidates] == [1, 2]
+    assert candidates[0].variables == {"OMP_NUM_THREADS": "1"}
+
+
+def test_files_that_need_an_artifact_say_so(tmp_path):
+    engine = tmp_path / "x.engine"
+    engine.write_bytes(b"engine")
+    with pytest.raises(UsageError, match="name the artifact that holds them"):
+        find_candidates([str(engine)])
+
+
+def test_help_names_the_sub_commands():
+    text = run("--help").stdout
+    assert "Usage: ganexport bench [OPTIONS] SOURCE..." in text
+    assert "ganexport bench compare" in text
