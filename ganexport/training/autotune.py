@@ -1,0 +1,285 @@
+"""Find the fastest sound way to train a recipe on this machine: timed, never assumed.
+
+Candidates are {eager, compiled} × {fp32, tf32, bf16, fp16} × {contiguous, channels_last} × threads.
+Every one starts from the same weights. It is sound when its losses stay finite and its first
+gradients point where eager fp32's do. It is judged by the time the whole rest of the run would take:
+compile time plus steps left times the time of a step. Eager fp32 is timed again after the winner, in
+turn with it, and is taken when the winner's lead does not repeat.
+
+Rather than every combination, thread counts are tried first on eager fp32, then precisions, then
+memory formats on the best so far, then compilation of what is best: 6 to 10 candidates instead of
+dozens, each for a few steps.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ganexport.data import ImageSet
+from ganexport.errors import GanExportError
+from ganexport.recipe import Recipe
+from ganexport.training.distributed import Group
+from ganexport.training.loop import Trainer
+from ganexport.training.progress import Reporter
+
+#: Timed steps of a candidate: at least, at most, and the seconds after which it is enough.
+MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 5, 40, 1.5
+WARM_UP = 2
+#: Cosine between a candidate's first gradients and eager fp32's below which it is unsound; bf16's is 0.99
+#: and better on the recipes here, a broken kernel's near 0.
+MIN_COSINE = 0.95
+#: A lead smaller than this is noise.
+MIN_GAIN = 0.02
+#: Compilation is tried when the rest of the run, uncompiled, takes this many seconds.
+WORTH_COMPILING = 120.0
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """One candidate: what it changes in the recipe's ``[training]``."""
+
+    precision: str
+    compile: str
+    memory_format: str
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        mode = "eager" if self.compile == "off" else f"compiled ({self.compile})"
+        return f"{mode}, {self.precision}, {self.memory_format}, {self.threads} threads"
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """What was seen of one candidate.
+
+    Attributes:
+        name: Of the settings.
+        settings: What it changes.
+        step_ms: Median milliseconds of a step; None when it was not timed.
+        samples_ns: Each timed step.
+        compile_seconds: First steps beyond the later ones' time.
+        total_seconds: Of the steps left, compilation included.
+        cosine: Of its first gradients with eager fp32's.
+        note: Why it was not timed, or not taken.
+        chosen: Whether it won.
+    """
+
+    name: str
+    settings: Settings
+    step_ms: float | None = None
+    samples_ns: list[int] = []
+    compile_seconds: float = 0.0
+    total_seconds: float | None = None
+    cosine: float | None = None
+    note: str = ""
+    chosen: bool = False
+
+
+class Tuner:
+    """Times candidates of one recipe.
+
+    Args:
+        recipe: Resolved.
+        images: Of the model's size.
+        device: To train on.
+        reporter: Told of each candidate.
+    """
+
+    def __init__(self, recipe: Recipe, images: ImageSet, device: torch.device, reporter: Reporter) -> None:
+        self.recipe, self.images, self.device, self.reporter = recipe, images, device, reporter
+        self.steps = recipe.training.steps
+        self.rows: list[Row] = []
+        self._reference: Tensor | None = None
+
+    def run(self) -> Row:
+        """Try the candidates and choose.
+
+        Returns:
+            The chosen row; all rows are in :attr:`rows`.
+        """
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        base = Settings("fp32", "off", "contiguous", self.recipe.training.threads)
+        first = self.time(base)
+        if first.total_seconds is None:
+            raise GanExportError(f"--tune: even eager fp32 fails: {first.note}")
+        best = first
+        if self.device.type == "cpu":
+            for threads in _thread_counts(cores, base.threads):
+                best = self._better(best, self.time(msgspec.structs.replace(best.settings, threads=threads)))
+        for precision in self._precisions():
+            best = self._better(best, self.time(msgspec.structs.replace(best.settings, precision=precision)))
+        best = self._better(best, self.time(msgspec.structs.replace(best.settings, memory_format="channels_last")))
+        best = self._try_compiled(best)
+        winner = self._confirm(best, first)
+        winner.chosen = True
+        return winner
+
+    def _precisions(self) -> Iterator[str]:
+        if self.device.type == "cuda":
+            yield "tf32"
+        yield "bf16"
+        if self.device.type == "cuda":
+            yield "fp16"
+
+    def _try_compiled(self, best: Row) -> Row:
+        assert best.total_seconds is not None
+        modes = ("default", "reduce-overhead") if self.device.type == "cuda" else ("default",)
+        top = best
+        for mode in modes:
+            settings = msgspec.structs.replace(best.settings, compile=mode)
+            if best.total_seconds < WORTH_COMPILING:
+                note = f"not tried: the whole run takes {best.total_seconds:.0f} s without, compiling would not pay"
+                self._add(Row(name=settings.name, settings=settings, note=note))
+            else:
+                top = self._better(top, self.time(settings))
+        return top
+
+    def _better(self, best: Row, other: Row) -> Row:
+        if other.note or other.total_seconds is None or best.total_seconds is None:
+            return best
+        return other if other.total_seconds < best.total_seconds * (1 - MIN_GAIN) else best
+
+    def _confirm(self, best: Row, first: Row) -> Row:
+        """Time the winner and eager fp32 once more, in turn."""
+        if best is first:
+            return first
+        trainers = {id(row): self._trainer(row.settings) for row in (best, first)}
+        again: dict[int, list[int]] = {id(best): [], id(first): []}
+        for row in (best, first):
+            self._steps(trainers[id(row)], row.settings, WARM_UP)
+        for _ in range(MIN_STEPS):
+            for row in (best, first):
+                again[id(row)] += self._steps(trainers[id(row)], row.settings, 2)
+        seconds = {key: statistics.median(values) / 1e9 for key, values in again.items()}
+        if best.compile_seconds + seconds[id(best)] * self.steps < seconds[id(first)] * self.steps:
+            return best
+        best.note = "its lead over eager fp32 did not repeat"
+        return first
+
+    # ---- one candidate -----------------------------------------------------------------------
+
+    def time(self, settings: Settings) -> Row:
+        """Time one candidate for a few steps."""
+        row = Row(name=settings.name, settings=settings)
+        try:
+            self._measure(row)
+        except GanExportError as error:
+            row.note = str(error)
+        except Exception as error:  # noqa: BLE001 - a compiler or kernel may fail in any way; then it is no candidate
+            row.note = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+        self._add(row)
+        return row
+
+    def _measure(self, row: Row) -> None:
+        begin = time.perf_counter()
+        trainer = self._trainer(row.settings)
+        row.cosine = self._direction(trainer)
+        began = time.perf_counter()
+        self._steps(trainer, row.settings, WARM_UP)
+        warm = time.perf_counter() - began
+        samples = self._steps(trainer, row.settings, MIN_STEPS)
+        while len(samples) < MAX_STEPS and sum(samples) < ENOUGH_SECONDS * 1e9:
+            samples += self._steps(trainer, row.settings, MIN_STEPS)
+        step = statistics.median(samples) / 1e9
+        row.samples_ns, row.step_ms = samples, round(step * 1e3, 3)
+        if row.settings.compile != "off":
+            row.compile_seconds = round(max(0.0, began - begin + warm - WARM_UP * step), 3)
+        row.total_seconds = round(row.compile_seconds + step * self.steps, 3)
+        if not trainer.networks.finite():
+            row.note = "unsound: NaN or infinite weights"
+        elif row.cosine is not None and row.cosine < MIN_COSINE:
+            row.note = f"unsound: its gradients differ from eager fp32's (cosine {row.cosine:.3f})"
+
+    def _trainer(self, settings: Settings) -> Trainer:
+        torch.set_num_threads(settings.threads)
+        training = msgspec.structs.replace(self.recipe.training, **msgspec.structs.asdict(settings))
+        recipe = msgspec.structs.replace(self.recipe, training=training)
+        return Trainer(recipe, self.images, group=Group(), device=self.device)
+
+    def _direction(self, trainer: Trainer) -> float:
+        """Cosine of the first step's gradients with eager fp32's, from the same weights and data."""
+        trainer.advance(log=False)
+        parameters = [*trainer.networks.g_parameters, *trainer.networks.d_parameters]
+        flat = torch.cat([p.grad.float().flatten() for p in parameters if p.grad is not None]).cpu()
+        if self._reference is None:
+            self._reference = flat
+        return float(torch.nn.functional.cosine_similarity(flat, self._reference, dim=0))
+
+    def _steps(self, trainer: Trainer, settings: Settings, count: int) -> list[int]:
+        torch.set_num_threads(settings.threads)
+        samples = []
+        for _ in range(count):
+            self._synchronize()
+            begin = time.perf_counter_ns()
+            trainer.advance(log=False)
+            self._synchronize()
+            samples.append(time.perf_counter_ns() - begin)
+        return samples
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        took = f"{row.step_ms:8.2f} ms/step" if row.step_ms is not None else " " * 16
+        self.reporter.remark(f"tuning: {row.name:55} {took}  {row.note}".rstrip())
+
+
+def _thread_counts(cores: int, base: int) -> list[int]:
+    """Counts worth trying besides the base: 1, halves of the cores, all cores."""
+    counts = {1, cores}
+    while cores > 2:
+        cores //= 2
+        counts.add(cores)
+    return sorted((count for count in counts if count != base), reverse=True)[:3]
+
+
+def tune(
+    recipe: Recipe, images: ImageSet, device: torch.device, reporter: Reporter
+) -> tuple[Recipe, list[dict[str, Any]]]:
+    """Choose precision, compilation, memory format and threads for a recipe on this machine.
+
+    Args:
+        recipe: Resolved; its own settings of these four are replaced.
+        images: Of the model's size.
+        device: To train on.
+        reporter: Shown the table.
+
+    Returns:
+        The recipe with the chosen settings, and the table's rows as plain values.
+
+    Raises:
+        GanExportError: Even eager fp32 cannot train it.
+    """
+    tuner = Tuner(recipe, images, device, reporter)
+    threads = torch.get_num_threads()
+    try:
+        chosen = tuner.run()
+    finally:
+        torch.set_num_threads(threads)
+    reporter.remark(format_table(tuner.rows, recipe.training.steps))
+    training = msgspec.structs.replace(recipe.training, **msgspec.structs.asdict(chosen.settings))
+    return msgspec.structs.replace(recipe, training=training), [msgspec.to_builtins(row) for row in tuner.rows]
+
+
+def format_table(rows: list[Row], steps: int) -> str:
+    """The table, one line a candidate, the chosen one marked."""
+    lines = [f"{'settings':58} {'ms/step':>9} {'compile s':>10} {f'{steps} steps, s':>14}  cosine"]
+    for row in rows:
+        mark = "→ " if row.chosen else "  "
+        if row.step_ms is None:
+            lines.append(f"{mark}{row.name:56} {row.note}")
+            continue
+        cosine = f"{row.cosine:.4f}" if row.cosine is not None else ""
+        numbers = f"{row.step_ms:9.2f} {row.compile_seconds:10.1f} {row.total_seconds or 0:14.1f}"
+        lines.append(f"{mark}{row.name:56} {numbers}  {cosine} {row.note}".rstrip())
+    return "\n".join(lines)
