@@ -75,8 +75,9 @@ def candidates(
         if not any(f.format == kind and precision in (None, f.precision) for f in artifact.manifest.files):
             continue
         file = artifact.find(kind, precision)
-        # A backend named like the format is its own; onnx goes to ONNX Runtime first.
-        for name in sorted(BACKENDS, key=lambda n: (n != kind, n)):
+        measured_with = file.settings.get("backend")
+        # First the backend that the file was measured with, then the format's own; onnx goes to ONNX Runtime.
+        for name in sorted(BACKENDS, key=lambda n: (n != measured_with, n != kind, n)):
             if backend in (None, name) and kind in BACKENDS.load(name).RUNNER.formats:
                 yield file, name
 
@@ -354,7 +355,7 @@ class Batch(NamedTuple):
     outputs: dict[str, Array]
 
 
-def _asked(  # noqa: PLR0917 - mirrors generate
+def _asked(
     seed: int = 0,
     start: int = 0,
     seeds: Sequence[int] | None = None,
