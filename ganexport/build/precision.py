@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     import onnx
 
 #: Operators that sum, square or exponentiate: their results leave fp16's range or lose its 11 bits.
+#: Recurrent ones add up their rounding step by step, and ONNX Runtime 1.32 crashes on an fp16 GRU.
 SENSITIVE = frozenset(
     {
-        "CumSum", "Exp", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax",
+        "CumSum", "Exp", "GRU", "LSTM", "RNN", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax",
         "LpNormalization", "MeanVarianceNormalization", "Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum",
         "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softmax", "Softplus", "Sqrt",
     }
 )  # fmt: skip
+#: Operators that only rename elements: beside a node in fp32 they stay in fp32, and the cast moves past them
+#: (ONNX Runtime 1.32 crashes on a cast between a Transpose and a GRU).
+_RENAMING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 #: Largest finite fp16; bf16 has fp32's range.
 FP16_MAX = 65504.0
 #: Operators whose output type is an attribute, and which nothing is gained by changing.
@@ -149,8 +153,9 @@ class _Conversion:
         interface = [value.name for value in self.graph.output]
         for name in (*(v.name for v in self.graph.input), *self.initializers):
             self.made[name] = {False}
+        wide = self._wide()
         for node in self.graph.node:
-            self._rewire(_copied(node))
+            self._rewire(_copied(node), node.name in wide)
         for name in interface:
             if name in self.floats:
                 self._provide(name, narrow=False)
@@ -159,8 +164,29 @@ class _Conversion:
         self._drop_unused_initializers()
         del self.graph.value_info[:]
 
-    def _rewire(self, node: Any) -> None:
-        ports = self._ports(node)
+    def _wide(self) -> set[str]:
+        """Nodes that compute in fp32, renaming ones beside them included."""
+        wide = {node.name for node in self.graph.node if self._ports(node) is None}
+        position = {node.name: index for index, node in enumerate(self.graph.node)}
+        made_by = {name: node.name for node in self.graph.node for name in node.output}
+        readers: dict[str, set[str]] = {}
+        for node in self.graph.node:
+            for name in node.input:
+                readers.setdefault(name, set()).add(node.name)
+        renaming = [node for node in self.graph.node if node.op_type in _RENAMING and node.name not in wide]
+        for node in renaming:
+            if made_by.get(node.input[0]) in wide:
+                wide.add(node.name)
+        # TensorRT-RTX 1.7 fails on casts between a Concat and the GRU that reads it.
+        joining = [node for node in self.graph.node if node.op_type == "Concat" and node.name not in wide]
+        for node in sorted(renaming + joining, key=lambda n: -position[n.name]):
+            after = readers.get(node.output[0], set())
+            if after and after <= wide:
+                wide.add(node.name)
+        return wide
+
+    def _rewire(self, node: Any, wide: bool) -> None:
+        ports = None if wide else self._ports(node)
         inputs, outputs = ports if ports is not None else ([False] * len(node.input), [False] * len(node.output))
         for index, name in enumerate(node.input):
             if name and name in self.floats:

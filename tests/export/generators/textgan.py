@@ -25,7 +25,7 @@ class Generator(nn.Module):
             states.append(hidden)
         sequence, _ = self.read(torch.stack(states, 1))
         logits = self.head(sequence)
-        return {"logits": logits, "tokens": logits.argmax(-1)}
+        return {"logits": logits, "state": sequence[:, -1]}
 
 
 def make() -> nn.Module:
