@@ -16,16 +16,17 @@ Examples:
   ganexport convert mynet:make --weights g.safetensors --input "z=normal[batch,512]" \\
       --output "image=[-1,1]:NCHW" --batch 1:8:64 --to onnx -o artifact
   ganexport convert artifact --to trt -o artifact        (on the machine that runs it; no torch)
+  ganexport convert artifact --to auto -o fastest        (measures what this machine can run)
 """
 
 
 @click.command(epilog=EPILOG)
 @click.argument("source")
 @click.option("--to", "formats", multiple=True, required=True, metavar="FORMAT",
-              help="torchscript, onnx, trt, openvino or aoti; may be given several times.")
+              help="torchscript, onnx, trt, openvino or aoti; may be given several times. Or auto: the fastest here.")
 @click.option("-o", "--output", "given", required=True, multiple=True, metavar="ARTIFACT|SPEC",
               help="The artifact (a folder); or what an output means: --output image=[-1,1]:NCHW.")
-@click.option("--precision", default="fp32", show_default=True, metavar="P", help="fp32, fp16, bf16, int8 or auto.")
+@click.option("--precision", metavar="P", help="fp32, fp16, bf16, int8 or auto.  [default: fp32; auto with --to auto]")
 @click.option("--input", "inputs", multiple=True, metavar="SPEC",
               help="An input of your module, in its order: \"z=normal[batch,512]\", \"y=label(10)[batch]\".")
 @click.option("--dim", "dims", multiple=True, metavar="RANGE", help="Range of a dimension: height=64:256:1024/8.")
@@ -49,6 +50,11 @@ Examples:
 @click.option("--calibration-samples", type=click.IntRange(1), default=64, show_default=True, help="Inputs drawn for int8.")
 @click.option("--verify-budget", type=float, default=120.0, show_default=True, metavar="S", help="Seconds of comparing a file.")
 @click.option("--min-psnr", type=float, metavar="DB", help="Instead of the tolerance table's.")
+@click.option("--optimize-for", type=click.Choice(["latency", "throughput", "balanced"]), default="balanced",
+              show_default=True, help="--to auto: the smallest batch, the largest, or all alike.")
+@click.option("--bench-batch", "bench_batches", type=click.IntRange(1), multiple=True, metavar="N",
+              help="--to auto: a batch size to measure; may be given several times.")
+@click.option("--allow-torch", is_flag=True, help="--to auto: formats that need torch at run time compete too.")
 @click.option("--allow-mismatch", is_flag=True, help="Publish files outside tolerance, and record it.")
 @json_option
 def command(

@@ -13,25 +13,27 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 import ganexport
-from ganexport.artifact import Artifact, ArtifactFile, ArtifactWriter, Provenance
+from ganexport.artifact import Artifact, ArtifactWriter, Provenance
 from ganexport.build import certify as certifying
-from ganexport.errors import GanExportError, ParityError, UsageError
+from ganexport.build.options import BuildOptions
+from ganexport.errors import GanExportError, ParityError, UsageError, unknown_name
 from ganexport.export.auto_candidates import Option, build_options, with_threads
 from ganexport.export.convert import ConvertSettings, convert
+from ganexport.export.formats import PRECISIONS
 from ganexport.export.publish import Publication
 from ganexport.measure.candidate import Candidate
 from ganexport.measure.conductor import Conductor
 from ganexport.measure.feeds import drawable, static_batch
 from ganexport.measure.plan import Plan
 from ganexport.measurement import Measurement
-from ganexport.parity import Certificate, tolerance
+from ganexport.parity import Certificate
 from ganexport.runtime import BACKENDS
 from ganexport.runtime.base import Runner
 from ganexport.spec import BATCH, GeneratorSpec, spec_from_json, spec_to_json
@@ -52,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         batches: Batch sizes to measure; the generator's smallest, optimal and largest when empty.
         goal: One of :data:`GOALS`.
+        precision: "auto", or the only precision that may compete.
         min_psnr: dB that the worst picture must reach.
         allow_torch: Whether formats that need torch at run time compete.
         calibration_samples: Inputs drawn to calibrate int8.
@@ -62,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     batches: tuple[int, ...] = ()
     goal: str = "balanced"
+    precision: str = "auto"
     min_psnr: float = MIN_PSNR
     allow_torch: bool = False
     calibration_samples: int = 64
@@ -96,6 +100,8 @@ def auto(
     chosen = settings or Settings()
     if chosen.goal not in GOALS:
         raise UsageError(f"optimize for {chosen.goal!r}: choose {', '.join(GOALS)}")
+    if isinstance(source, str | Path) and Path(source).exists() and Path(source).resolve() == Path(output).resolve():
+        raise UsageError(f"{output}: --to auto publishes the winner alone and would replace its own source; name another")
     say = progress or (lambda _text: None)
     with tempfile.TemporaryDirectory(prefix="ganexport-auto-") as name, ArtifactWriter(output) as writer:
         folder = Path(name)
@@ -104,7 +110,47 @@ def auto(
         return search.publish(writer)
 
 
-def _base(source: Any, output: Path, settings: Settings, described: dict[str, Any], say: Callable[[str], None]) -> Artifact:
+def convert_auto(
+    source: Any,
+    wanted: Sequence[str],
+    output: str | os.PathLike[str],
+    words: Mapping[str, Any],
+    *,
+    precision: str,
+    options: BuildOptions,
+    budget: float,
+    min_psnr: float | None,
+    allow_mismatch: bool,
+    goal: str,
+    batches: Sequence[int],
+    allow_torch: bool,
+    progress: Callable[[str], None] | None,
+) -> Artifact:
+    """:func:`auto` in the words of :func:`ganexport.convert`; what was not said is left to the source.
+
+    Raises:
+        UsageError: Another format beside "auto", an unknown precision, or options that it cannot honour.
+    """
+    if tuple(wanted) != ("auto",):
+        raise UsageError("--to auto chooses the format itself: name it alone")
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    if allow_mismatch or options.keep_fp32:
+        raise UsageError("--to auto publishes nothing outside --min-psnr and chooses layers itself: leave "
+                         "--allow-mismatch and --keep-fp32 out")  # fmt: skip
+    settings = Settings(
+        batches=tuple(batches), goal=goal, precision=precision,
+        min_psnr=MIN_PSNR if min_psnr is None else min_psnr, allow_torch=allow_torch,
+        calibration_samples=options.calibration_samples, budget=budget,
+    )  # fmt: skip
+    unsaid: tuple[Any, ...] = (None, (), "", "error", [], {})
+    described = {key: value for key, value in words.items() if value not in unsaid}
+    return auto(source, output, settings, progress=progress, **described)
+
+
+def _base(
+    source: Any, output: Path, settings: Settings, described: dict[str, Any], say: Callable[[str], None]
+) -> Artifact:
     """An artifact with the fp32 ONNX file that everything is made from."""
     if not described and isinstance(source, str | Path) and Path(source).is_dir():
         with contextlib.suppress(GanExportError):
@@ -115,7 +161,7 @@ def _base(source: Any, output: Path, settings: Settings, described: dict[str, An
     return convert(source, to=formats, output=output, progress=say, **described)
 
 
-class Row(msgspec.Struct, omit_defaults=True):
+class Row(msgspec.Struct):
     """One line of the table of candidates.
 
     Attributes:
@@ -180,15 +226,13 @@ class Search:
     # ---- candidates ---------------------------------------------------------------------------
 
     def _build(self) -> None:
-        spec = self.spec
         batch = self.batches[len(self.batches) // 2]
-        for option in build_options(self.path, spec, self.folder, batch, self.settings, self.say):
+        for option in build_options(self.path, self.spec, self.folder, batch, self.settings, self.say):
             self._add(option)
-        if self.settings.allow_torch:
-            for file in self.base.manifest.files:
-                if file.format == "torchscript":
-                    path = self.base.verified_path(file)
-                    self._add(Option("torchscript fp32", "torchscript", "torchscript", "fp32", str(path), requires=file.requires))
+        for file in self.base.manifest.files if self.settings.allow_torch else ():
+            if file.format == "torchscript":
+                path, kind = str(self.base.verified_path(file)), file.format
+                self._add(Option(f"{kind} fp32", kind, kind, "fp32", path, requires=file.requires))
 
     def _add(self, option: Option) -> None:
         self.options[option.name] = option
@@ -206,8 +250,7 @@ class Search:
 
     def _judge(self, reference: Runner) -> None:
         """Reject what is outside tolerance, on a few samples."""
-        for name, option in self.options.items():
-            row = self.rows[name]
+        for name, row in self.rows.items():
             if row.verdict != "slower":
                 continue
             self.say(f"checking {name}")
@@ -216,7 +259,6 @@ class Search:
             row.psnr = round(min(found), 2) if found else None
             if not certificate.passed:
                 row.verdict, row.reason = "rejected", "; ".join(certificate.failures)[:300]
-            del option
 
     def _certify(
         self, name: str, reference: Runner, *, optimum: int = certifying.OPTIMUM, budget: float | None = None
@@ -257,7 +299,7 @@ class Search:
         self.say(f"measuring {len(candidates)} candidates ({what})")
         with Conductor(candidates, plan, lambda text, _done, _total: self.say(text)) as conductor:
             conductor.open()
-            conductor.measure([("offline", {BATCH: size} if self.spec_has_batch else {}) for size in self.batches])
+            conductor.measure([("offline", {BATCH: size} if self._has_batch else {}) for size in self.batches])
             rows = list(conductor.rows)
         if conductor.interrupted:
             raise KeyboardInterrupt
@@ -269,7 +311,7 @@ class Search:
         return sorted((n for n in names if math.isfinite(self.score(n))), key=self.score)
 
     @property
-    def spec_has_batch(self) -> bool:
+    def _has_batch(self) -> bool:
         """Whether the generator counts samples at all."""
         return static_batch(self.spec) is not None
 
@@ -339,7 +381,8 @@ class Search:
         }
 
     def _fastest(self, size: str) -> str:
-        timed = {n: r.milliseconds[size] for n, r in self.rows.items() if size in r.milliseconds and r.verdict != "rejected"}
+        rows = [row for row in self.rows.values() if size in row.milliseconds and row.verdict != "rejected"]
+        timed = {row.name: row.milliseconds[size] for row in rows}
         return min(timed, key=lambda name: timed[name])
 
 

@@ -25,6 +25,11 @@ class Wanted(Protocol):
     """The part of the settings that concerns building."""
 
     @property
+    def precision(self) -> str:
+        """ "auto", or the only one to build."""
+        ...
+
+    @property
     def min_psnr(self) -> float:
         """dB that int8 must reach."""
         ...
@@ -117,6 +122,9 @@ class _Builder:
         reason: str | None = BACKENDS.load(backend).RUNNER.unavailable()
         return reason or ""
 
+    def _wants(self, precision: str) -> bool:
+        return self.wanted.precision in ("auto", precision)
+
     def onnxruntime(self) -> Iterator[Option]:
         """fp32 as it is, fp32 rewritten, int8."""
         backend, settings = "onnxruntime", {"threads": cores()}
@@ -124,12 +132,14 @@ class _Builder:
             yield Option(backend, backend, "onnx", "fp32", "", unavailable=reason)
             return
         opset = {"opset": str(max((e.version for e in self.model.opset_import if not e.domain), default=0))}
-        yield Option("onnxruntime fp32", backend, "onnx", "fp32", str(self._copy()), (), settings, (), opset)
-        model, passes = rewrite(self.model, Target(backend, "fp32", self.batch))
-        if passes:
-            file = self._save(model, "ort-fp32", "generator.onnx")
-            yield Option("onnxruntime fp32 rewritten", backend, "onnx", "fp32", str(file), (), settings, passes, opset)
-        yield from self._guarded("onnxruntime int8", backend, "int8", self._onnxruntime_int8, settings, opset)
+        if self._wants("fp32"):
+            yield Option("onnxruntime fp32", backend, "onnx", "fp32", str(self._copy()), (), settings, (), opset)
+            model, passes = rewrite(self.model, Target(backend, "fp32", self.batch))
+            if passes:
+                file = str(self._save(model, "ort-fp32", "generator.onnx"))
+                yield Option("onnxruntime fp32 rewritten", backend, "onnx", "fp32", file, (), settings, passes, opset)
+        if self._wants("int8"):
+            yield from self._guarded("onnxruntime int8", backend, "int8", self._onnxruntime_int8, settings, opset)
 
     def _onnxruntime_int8(self, settings: dict[str, Any], requires: dict[str, str]) -> Iterator[Option]:
         model, passes = self._int8("onnxruntime", None)
@@ -142,15 +152,19 @@ class _Builder:
         if reason := self._unavailable(backend) or openvino.unavailable() or "":
             yield Option(backend, backend, "openvino", "fp32", "", unavailable=reason)
             return
-        yield from self._guarded("openvino fp32", backend, "fp32", self._openvino_plain)
-        if _has_bf16():
+        if self._wants("fp32"):
+            yield from self._guarded("openvino fp32", backend, "fp32", self._openvino_plain)
+        if self._wants("bf16") and _has_bf16():
             yield from self._guarded("openvino bf16", backend, "bf16", self._openvino_bf16)
-        for form in (None, "crop"):
+        for form in (None, "crop") if self._wants("int8") else ():
             name = "openvino int8" + (f" ({form})" if form else "")
             yield from self._guarded(name, backend, "int8", self._openvino_int8, name, form)
 
     def _openvino_plain(self) -> Iterator[Option]:
         yield self._openvino("openvino fp32", self.model, (), "ov-fp32", "fp32", {})
+        model, passes = rewrite(self.model, Target("openvino", "fp32", self.batch))
+        if passes:
+            yield self._openvino("openvino fp32 rewritten", model, passes, "ov-fp32r", "fp32", {})
 
     def _openvino_bf16(self) -> Iterator[Option]:
         bf16 = {"precision": "bf16"}
@@ -196,7 +210,7 @@ class _Builder:
         if reason := self._unavailable(backend):
             yield Option(backend, backend, "trt", "fp32", "", unavailable=reason)
             return
-        for precision in ("fp32", "fp16"):
+        for precision in filter(self._wants, ("fp32", "fp16")):
             yield from self._guarded(f"tensorrt {precision}", backend, precision, self._tensorrt, precision)
 
     def _tensorrt(self, precision: str) -> Iterator[Option]:

@@ -16,13 +16,16 @@ from ganexport.export import formats
 from ganexport.export.source import Description, TorchSource, open_source
 from ganexport.spec import BATCH, Dim, TensorSpec, parse_call, parse_dim, parse_input, parse_output
 
+#: In the place of a format: whatever is fastest here.
+AUTO = "auto"
+
 
 def convert(
     source: Any,
     *,
     to: str | Sequence[str] = ("onnx",),
     output: str | os.PathLike[str],
-    precision: str = "fp32",
+    precision: str | None = None,
     inputs: Sequence[str | TensorSpec] = (),
     outputs: Sequence[str] = (),
     dims: Sequence[str | Dim] = (),
@@ -37,6 +40,9 @@ def convert(
     verify_budget: float = 120.0,
     min_psnr: float | None = None,
     allow_mismatch: bool = False,
+    optimize_for: str = "balanced",
+    bench_batches: Sequence[int] = (),
+    allow_torch: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Artifact:
     """Export a generator, prove each file against its source, and publish the artifact.
@@ -44,10 +50,12 @@ def convert(
     Args:
         source: A run, a trained model's name, ``package.module:factory``, an ``nn.Module``, an
             artifact or an .onnx file. The last two need no torch.
-        to: Formats: "torchscript", "onnx", "trt", "openvino", "aoti".
+        to: Formats: "torchscript", "onnx", "trt", "openvino", "aoti"; or "auto" alone: the fastest
+            that this machine can run, see :func:`ganexport.export.auto.auto`.
         output: The artifact's folder. An artifact that is converted into itself keeps its files.
         precision: "fp32", "fp16", "bf16", "int8", or "auto": fp16 with the layers that need it in
-            fp32. Made on the graph; inputs and outputs stay fp32.
+            fp32. Made on the graph; inputs and outputs stay fp32. "fp32" when not said; with
+            ``to="auto"`` every precision competes when not said.
         inputs: ``"z=normal[batch,512]"`` and so on, in the order of the module's arguments.
         outputs: ``"image=[-1,1]:NCHW"``: names, ranges and layouts.
         dims: ``"height=64:256:1024/8"``: ranges of symbolic dimensions.
@@ -62,6 +70,10 @@ def convert(
         verify_budget: Seconds of comparing a file.
         min_psnr: dB; overrides the tolerance table's.
         allow_mismatch: Publish a file outside tolerance, with its failures recorded.
+        optimize_for: With ``to="auto"``: "latency" (the smallest batch), "throughput" (the largest)
+            or "balanced" (all alike).
+        bench_batches: With ``to="auto"``: batches to measure; the smallest, optimal and largest when empty.
+        allow_torch: With ``to="auto"``: formats that need torch at run time compete too.
         progress: Told what happens, a line at a time.
 
     Returns:
@@ -75,6 +87,22 @@ def convert(
         OutputError: The artifact cannot be written.
     """
     wanted = tuple(dict.fromkeys([to] if isinstance(to, str) else to))
+    if AUTO in wanted:
+        from ganexport.export.auto import convert_auto
+
+        words: dict[str, Any] = {
+            "inputs": inputs, "outputs": outputs, "dims": dims, "batch": batch, "weights": weights,
+            "weights_key": weights_key, "call": call, "noise": noise, "truncation": truncation,
+            "output_dtype": output_dtype,
+        }  # fmt: skip
+        return convert_auto(
+            source, wanted, output, words, precision=precision or AUTO, options=options or BuildOptions(),
+            budget=verify_budget, min_psnr=min_psnr, allow_mismatch=allow_mismatch, goal=optimize_for,
+            batches=bench_batches, allow_torch=allow_torch, progress=progress,
+        )  # fmt: skip
+    if optimize_for != "balanced" or bench_batches or allow_torch:
+        raise UsageError("--optimize-for, --bench-batches and --allow-torch belong to --to auto")
+    precision = precision or "fp32"
     formats.check(wanted, precision)
     if output_dtype not in (None, "float32", "uint8"):
         raise UsageError(f"output dtype {output_dtype!r}: float32 or uint8")

@@ -324,6 +324,17 @@ def test_activation_moves_before_the_interleave_and_the_crop() -> None:
     same(before, after, (2, 2, 4, 5))
 
 
+def test_activation_moves_into_every_phase() -> None:
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w"], ["c"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    before = model(nodes, ["n", 2, "h", "w_"], {"w": weights(2, 3, 4, 4)})
+    after, _ = rewrite(before, None, ("conv-transpose", "hoist-pointwise"), {"conv-transpose": {"form": "split"}})
+    assert op_types(after) == ["Conv", "Conv", "Conv", "Conv", "Relu", "Relu", "Relu", "Relu", "Concat", "DepthToSpace"]
+    same(before, after, (2, 2, 4, 5))
+
+
 def test_an_activation_that_someone_else_reads_stays() -> None:
     nodes = [
         helper.make_node("DepthToSpace", ["x"], ["d"], blocksize=2),

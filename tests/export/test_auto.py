@@ -1,0 +1,184 @@
+"""--to auto: candidates are proved, measured and compared; the winner is published with its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+import ganexport
+from ganexport.artifact import Artifact
+from ganexport.build import onnx_file
+from ganexport.errors import ParityError, UsageError
+from ganexport.export import auto as module
+from ganexport.export.auto import Search, Settings, auto
+from ganexport.export.auto_candidates import Option, cores, with_threads
+from ganexport.seeding import latents
+from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec
+
+SPEC = GeneratorSpec(
+    (TensorSpec("z", "float32", ("batch", 16), Normal()),),
+    (TensorSpec("image", "float32", ("batch", 3, 16, 16), range=(-1.0, 1.0), layout="NCHW"),),
+    (Dim("batch", 1, 4, 8),),
+)
+QUICK = Settings(batches=(1, 4), rounds=2, turn_seconds=0.02, calibration_samples=16, budget=20.0)
+
+
+def write_generator(path: Path) -> Path:
+    """z -> Gemm -> two transposed convolutions -> tanh."""
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int, scale: float) -> np.ndarray:
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+    constants = {
+        "w0": weights(16, 32 * 16, scale=0.25),
+        "w1": weights(32, 16, 4, 4, scale=0.09),
+        "w2": weights(16, 3, 4, 4, scale=0.12),
+        "shape": np.array([0, 32, 4, 4], np.int64),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["z", "w0"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Reshape", ["b", "shape"], ["c"]),
+        helper.make_node("ConvTranspose", ["c", "w1"], ["d"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["d"], ["e"]),
+        helper.make_node("ConvTranspose", ["e", "w2"], ["f"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Tanh", ["f"], ["image"]),
+    ]
+    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 16])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 16, 16])
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [z], [image], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx_file.write_spec(model, SPEC)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_generator(tmp_path_factory.mktemp("auto") / "g.onnx")
+
+
+@pytest.fixture(scope="module")
+def published(source: Path) -> Artifact:
+    return auto(source, source.parent / "fastest", QUICK)
+
+
+def test_the_winner_is_published_with_settings_certificate_and_the_table(published: Artifact) -> None:
+    (file,) = published.manifest.files
+    report = published.manifest.report["auto"]
+    winner = next(row for row in report["candidates"] if row["verdict"] == "winner")
+    assert report["winner"] == winner["name"]
+    assert file.precision == winner["precision"]
+    assert file.settings["backend"] == winner["backend"]
+    assert file.settings["threads"] == winner["settings"]["threads"]
+    assert file.certificate is not None
+    assert file.certificate.verdict == "pass"
+    assert set(winner["milliseconds"]) == {"1", "4"}
+    names = {row["name"] for row in report["candidates"]}
+    assert {"onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino int8"} <= names
+    assert all(row.get("reason") for row in report["candidates"] if row["verdict"] in ("rejected", "unavailable"))
+    measured = {m["candidate"]["name"] for m in report["measurements"]}
+    assert winner["name"] in measured
+    assert all(m["series"] for m in report["measurements"] if not m.get("unavailable"))
+    assert published.golden_path() is not None
+
+
+def test_the_winner_is_the_fastest_of_those_within_tolerance(published: Artifact) -> None:
+    report = published.manifest.report["auto"]
+    timed = [r for r in report["candidates"] if r.get("milliseconds") and r["verdict"] in ("winner", "slower")]
+
+    def score(row: dict[str, Any]) -> float:
+        return float(np.mean([np.log(ms) for ms in row["milliseconds"].values()]))
+
+    finals = {m["candidate"]["name"] for m in report["measurements"] if m["conditions"]["rounds"] == QUICK.rounds}
+    finalists = [row for row in timed if row["name"] in finals]
+    assert min(finalists, key=score)["verdict"] == "winner"
+    assert all(row.get("psnr") is None or row["psnr"] >= 35.0 for row in timed)
+
+
+def test_load_runs_the_winner_with_its_settings(published: Artifact, source: Path) -> None:
+    (file,) = published.manifest.files
+    feeds = latents(SPEC, 5, 0, 4)
+    with ganexport.load(published.path) as fast, ganexport.load(source) as truth:
+        assert fast.backend == file.settings["backend"]
+        got, wanted = fast.run(feeds)["image"], truth.run(feeds)["image"]
+    error = np.mean((got - wanted) ** 2)
+    assert 10 * np.log10(4.0 / (error + 1e-20)) >= 35.0
+
+
+def test_one_precision_only(source: Path, tmp_path: Path) -> None:
+    made = auto(source, tmp_path / "a", msgspec.structs.replace(QUICK, precision="fp32", batches=(1,), goal="latency"))
+    rows = made.manifest.report["auto"]["candidates"]
+    assert {row["precision"] for row in rows} == {"fp32"}
+    assert made.manifest.files[0].certificate is not None
+
+
+def test_nothing_outside_tolerance_is_published(source: Path, tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(QUICK, precision="int8", min_psnr=95.0)
+    with pytest.raises(ParityError, match="no candidate"):
+        auto(source, tmp_path / "a", settings)
+    assert not (tmp_path / "a").exists()
+
+
+def test_bad_requests_are_refused(source: Path, tmp_path: Path) -> None:
+    for settings, message in (
+        (Settings(goal="speed"), "latency"),
+        (Settings(batches=(9,)), "allowed are 1 to 8"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            auto(source, tmp_path / "a", settings)
+    for words, message in (
+        ({"to": ("auto", "onnx")}, "alone"),
+        ({"to": "auto", "precision": "fp8"}, "fp16"),
+        ({"to": "auto", "allow_mismatch": True}, "min-psnr"),
+        ({"to": "onnx", "optimize_for": "latency"}, "--to auto"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            ganexport.convert(source, output=tmp_path / "a", **words)
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_artifact_is_not_replaced_by_its_own_winner(published: Artifact) -> None:
+    with pytest.raises(UsageError, match="its own source"):
+        auto(published.path, published.path, QUICK)
+
+
+def test_thread_variants_only_where_the_backend_takes_them() -> None:
+    option = Option("a", "onnxruntime", "onnx", "fp32", "x.onnx", settings={"threads": cores()})
+    assert all(v.settings["threads"] < cores() and v.name != "a" for v in with_threads(option))
+    assert not list(with_threads(msgspec.structs.replace(option, settings={})))
+
+
+def test_goals_look_at_their_batches(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ganexport.convert(source, to="onnx", output=tmp_path / "base")
+    times = {"quick start": {"1": 1.0, "4": 9.0}, "quick finish": {"1": 2.0, "4": 4.0}}
+    for goal, expected in (("latency", "quick start"), ("throughput", "quick finish"), ("balanced", "quick finish")):
+        search = Search(base, tmp_path, msgspec.structs.replace(QUICK, goal=goal), lambda _text: None)
+        for name, milliseconds in times.items():
+            search.rows[name] = module.Row(name, "onnxruntime", "fp32", milliseconds=milliseconds)
+        assert min(times, key=search.score) == expected
+
+
+def test_the_command(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ganexport.cli.convert import command
+
+    seen: list[Settings] = []
+
+    def instead(_source: Any, output: Any, settings: Settings, **_: Any) -> Artifact:
+        seen.append(settings)
+        return ganexport.convert(source, to="onnx", output=output)
+
+    monkeypatch.setattr(module, "auto", instead)
+    arguments = [str(source), "--to", "auto", "--optimize-for", "latency", "--bench-batch", "2", "--min-psnr", "37"]
+    result = CliRunner().invoke(command, [*arguments, "-o", str(tmp_path / "a")], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert seen == [Settings(batches=(2,), goal="latency", min_psnr=37.0)]
