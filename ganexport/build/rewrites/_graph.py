@@ -47,6 +47,11 @@ def shape(value: ir.Value | None) -> list[int | None] | None:
     return [size if isinstance(size, int) else None for size in value.shape]
 
 
+def sizes_of(value: ir.Value) -> list[Any] | None:
+    """Sizes as they stand, symbols included; None when not even the rank is known."""
+    return None if value.shape is None else list(value.shape)
+
+
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     """An attribute's plain value, or the default when the node has none of that name."""
     found = node.attributes.get(name)
@@ -99,7 +104,8 @@ class Builder:
         made = ir.convenience.convert_attributes(dict(attributes or {}))
         node = ir.Node("", op_type, inputs, made)
         output = node.outputs[0]
-        output.dtype = self.anchor.outputs[0].dtype
+        if (dtype := self.anchor.outputs[0].dtype) is not None:
+            output.dtype = dtype
         if shape is not None:
             output.shape = ir.Shape(shape)
         self.graph.insert_before(self.anchor, node)

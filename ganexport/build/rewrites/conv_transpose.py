@@ -26,12 +26,23 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ganexport.build.cost import Target, Work
-from ganexport.build.rewrites._graph import Array, Builder, attribute, constant, nodes_of, opset, replace, shape
+from ganexport.build.rewrites._graph import (
+    Array,
+    Builder,
+    attribute,
+    constant,
+    nodes_of,
+    opset,
+    replace,
+    shape,
+    sizes_of,
+)
 
 FORMS = ("crop", "aligned", "split")
 #: Size assumed for a symbolic height or width when forms are priced.
@@ -139,7 +150,8 @@ def split_windows(axis: Axis) -> list[Window] | None:
 def dilate(weight: Array, axes: list[Axis]) -> Array:
     """The kernel with its dilation's zeros written out: [..., K1, K2, ...]."""
     full = np.zeros((*weight.shape[:2], *(axis.length for axis in axes)), weight.dtype)
-    full[(..., *(slice(None, None, axis.dilation) for axis in axes))] = weight
+    spread: tuple[Any, ...] = tuple(slice(None, None, axis.dilation) for axis in axes)
+    full[(slice(None), slice(None), *spread)] = weight
     return full
 
 
@@ -325,7 +337,8 @@ def emit(
     strides = [axis.stride for axis in axes]
     phases = list(itertools.product(*(range(stride) for stride in strides)))
     channels = weight.shape[1] * groups
-    in_shape = list(node.inputs[0].shape) if node.inputs[0].shape is not None else [None] * weight.ndim  # type: ignore[union-attr]
+    assert node.inputs[0] is not None
+    in_shape = sizes_of(node.inputs[0]) or [None] * weight.ndim
     kernels = [to_conv_weight(phase_kernel(full, axes, phase, form), groups) for phase in phases]
     # [phases, C_out, ...] keeps the channels together; groups need every group's phases side by side.
     channel_major = groups > 1 and form != "split"
@@ -379,7 +392,7 @@ def _conv(
 
 
 def _concat(builder: Builder, parts: list[ir.Value], channels: int) -> ir.Value:
-    first = list(parts[0].shape) if parts[0].shape is not None else []
+    first = sizes_of(parts[0]) or []
     return builder.op("Concat", parts, [first[0], channels, *first[2:]], {"axis": 1})
 
 
@@ -395,7 +408,7 @@ def interleave(
         channels: C.
         channel_major: Order of the channels.
     """
-    sizes = list(value.shape) if value.shape is not None else []
+    sizes = sizes_of(value) or []
     out = [size * s if isinstance(size, int) else None for size, s in zip(sizes[2:], strides, strict=True)]
     result = [sizes[0], channels, *out]
     if len(strides) == 2 and strides[0] == strides[1]:
@@ -427,7 +440,7 @@ def _crop(builder: Builder, value: ir.Value, windows: list[Window]) -> ir.Value:
     starts = np.array([windows[i].crop_begin for i in cut], np.int64)
     ends = np.array([-windows[i].crop_end if windows[i].crop_end else far for i in cut], np.int64)
     axes = np.array([i + 2 for i in cut], np.int64)
-    sizes = list(value.shape) if value.shape is not None else None
+    sizes = sizes_of(value)
     if sizes is not None:
         for i in cut:
             size = sizes[i + 2]

@@ -117,5 +117,6 @@ def _expand(builder: Builder, stored: ir.Value, rank: int, carrier: ir.Value) ->
         size = builder.op("Concat", [size, ones], [rank], {"axis": 0})
         size.dtype = ir.DataType.INT64
     expanded = builder.op("Expand", [stored, size])
-    expanded.dtype = stored.dtype
+    if stored.dtype is not None:
+        expanded.dtype = stored.dtype
     return expanded

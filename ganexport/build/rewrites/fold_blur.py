@@ -14,7 +14,17 @@ import numpy as np
 import onnx_ir as ir
 
 from ganexport.build.cost import Target, Work
-from ganexport.build.rewrites._graph import Array, Builder, attribute, constant, is_op, nodes_of, replace, shape
+from ganexport.build.rewrites._graph import (
+    Array,
+    Builder,
+    attribute,
+    constant,
+    is_op,
+    nodes_of,
+    replace,
+    shape,
+    sizes_of,
+)
 from ganexport.build.rewrites.conv_transpose import NOMINAL_SIZE
 
 
@@ -64,7 +74,7 @@ def _fold(model: ir.Model, blur: ir.Node, target: Target | None) -> bool:
     }
     inputs = [conv.inputs[0], builder.constant(combined, "weight")]
     inputs.append(builder.constant(total.astype(weight.dtype), "bias"))
-    value = builder.op(conv.op_type, inputs, blur.outputs[0].shape, attributes)
+    value = builder.op(conv.op_type, inputs, sizes_of(blur.outputs[0]), attributes)
     replace(model, blur.outputs[0], value)
     if not source.uses():
         model.graph.remove(conv, safe=True)
@@ -91,7 +101,7 @@ def _plain(conv: ir.Node) -> bool:
     return undilated and ones and unpadded and attribute(conv, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
 
 
-def _bias(node: ir.Node) -> Array | None | bool:
+def _bias(node: ir.Node) -> Array | bool | None:
     """The bias, None without one, False when it is computed at run time."""
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return None
@@ -109,7 +119,7 @@ def _combined_pads(conv: ir.Node, blur_pads: list[int], rank: int) -> list[int] 
     kernel = constant(conv.inputs[1])
     assert kernel is not None
     combined = [0] * (2 * rank)
-    blur_kernel = [k for k in _blur_shape(conv)]
+    blur_kernel = list(_blur_shape(conv))
     for i, taps in enumerate(blur_kernel):
         for side in (i, rank + i):
             combined[side] = taps - 1 - blur_pads[side]

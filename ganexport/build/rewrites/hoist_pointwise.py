@@ -1,7 +1,7 @@
 """Activation before the interleave instead of after it.
 
-relu(depth_to_space(conv(x))) = depth_to_space(relu(conv(x))), and the same for a reshape behind a matrix product: a backend then fuses the activation
-(and the rounding to int8 or bf16 behind it) into the convolution, and the interleave moves the
+relu(depth_to_space(conv(x))) = depth_to_space(relu(conv(x))), and the same for a reshape behind a matrix
+product and for a concatenation of convolutions: a backend then fuses the activation (and the rounding to int8 or bf16 behind it) into the convolution, and the interleave moves the
 narrow numbers. Exact: an element-wise function commutes with a rearrangement of elements.
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from ganexport.build.cost import Target
 from ganexport.build.rewrites._graph import attribute, constant, is_op, replace, shape
@@ -42,17 +42,17 @@ def _changes_nothing(node: ir.Node) -> bool:
         training = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else False
         return training is not None and not bool(training)
     if is_op(node, "Cast"):
-        return value.dtype is not None and int(value.dtype) == attribute(node, "to")
+        return bool(value.dtype is not None and int(value.dtype) == attribute(node, "to"))
     if is_op(node, "Concat"):
         return len(node.inputs) == 1
     if is_op(node, "DepthToSpace"):
-        return attribute(node, "blocksize") == 1
+        return bool(attribute(node, "blocksize") == 1)
     if is_op(node, "Transpose"):
         order = attribute(node, "perm")
-        return order is not None and order == sorted(order)
+        return bool(order is not None and order == sorted(order))
     if is_op(node, "Pad"):
         pads = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        return pads is not None and not np.any(pads)
+        return bool(pads is not None and not np.any(pads))
     before, after = shape(value), shape(node.outputs[0])
     return before is not None and None not in before and before == after and not is_op(node, "Slice")
 

@@ -25,6 +25,7 @@ from ganexport.build.rewrites._graph import (
     opset,
     replace,
     shape,
+    sizes_of,
 )
 from ganexport.build.rewrites.conv_transpose import (
     FORMS,
@@ -194,5 +195,5 @@ def _emit_transposed(
         "pads": [axis.begin for axis in axes] + [axis.end for axis in axes],
         "group": groups,
     }
-    value = builder.op("ConvTranspose", inputs, conv.outputs[0].shape, attributes)
+    value = builder.op("ConvTranspose", inputs, sizes_of(conv.outputs[0]), attributes)
     replace(model, conv.outputs[0], value)
