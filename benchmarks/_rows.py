@@ -76,6 +76,7 @@ class Results:
         """
         row = {key: self.rows[index][key] for key in ("candidate", "conditions")}
         if series:
+            row["conditions"] = {**row["conditions"], "items": items}
             row["series"] = [{"name": n, "samples": s, "items": items} for n, s in series.items() if s]
         if unavailable:
             row["unavailable"] = unavailable

@@ -1,0 +1,360 @@
+"""The training step: eager, compiled and with CUDA graphs, in fp32, TF32, bf16 and fp16.
+
+    PYTHONPATH=. python -m benchmarks.training_step --output training.json
+
+One iteration is what a training loop does: ``n_critic`` updates of the discriminator (penalty with its
+double backward included), one of the generator, both optimizers. Images a second count the real images
+that the discriminator saw. Every row runs in a process of its own, is written when measured, and what
+the deadline cuts off stands in the file as not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks._rows import Deadline, Results, say
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained.
+
+    Attributes:
+        architecture: Registry name.
+        options: Of the architecture.
+        objective: Registry name.
+        regularizers: Registry names, with their default options.
+        n_critic: Discriminator updates a generator update.
+        betas: Of Adam.
+    """
+
+    architecture: str
+    options: dict[str, Any]
+    objective: str
+    regularizers: tuple[str, ...]
+    n_critic: int
+    betas: tuple[float, float]
+
+
+WORKS = {
+    # Gulrajani et al. 2017 (arXiv:1704.00028), algorithm 1 and appendix F.
+    "wgan-gp-resnet-64": Work(
+        "resnet", {"image_size": 64, "norm": "layer"}, "wasserstein", ("gradient-penalty",), 5, (0.0, 0.9)
+    ),
+    # Radford et al. 2016 (arXiv:1511.06434).
+    "dcgan-64": Work("dcgan", {"image_size": 64}, "non-saturating", (), 1, (0.5, 0.999)),
+    # Huang et al. 2024 (arXiv:2501.05441): relativistic pairing loss with both zero-centred penalties.
+    "r3gan-64": Work("r3gan", {"image_size": 64}, "relativistic", ("r1", "r2"), 1, (0.0, 0.99)),
+    "tiny": Work(
+        "dcgan",
+        {"image_size": 16, "width": 4, "norm": "none"},
+        "wasserstein",
+        ("gradient-penalty",),
+        2,
+        (0.0, 0.9),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row.
+
+    Attributes:
+        model: A key of :data:`WORKS`.
+        compile: A mode of the training step.
+        precision: "fp32", "tf32", "bf16", "fp16".
+        batch: Images a update.
+        channels_last: Memory format of weights and images.
+        penalty: Whether the regularizers are on; without them, the difference is their share.
+    """
+
+    model: str
+    compile: str
+    precision: str
+    batch: int
+    channels_last: bool = False
+    penalty: bool = True
+
+    @property
+    def name(self) -> str:
+        """Shown in tables."""
+        mode = {"off": "eager", "default": "compile", "reduce-overhead": "compile + CUDA graphs"}
+        parts = [f"{self.model}:", mode.get(self.compile, self.compile), self.precision]
+        parts += ["channels_last"] if self.channels_last else []
+        parts += [] if self.penalty else ["without penalty"]
+        return " ".join(parts)
+
+
+#: (compile, precision, channels_last), the most telling first.
+_WAYS = (
+    ("off", "fp32", False),
+    ("reduce-overhead", "bf16", True),
+    ("off", "bf16", False),
+    ("reduce-overhead", "tf32", False),
+    ("default", "bf16", True),
+    ("off", "tf32", False),
+    ("reduce-overhead", "bf16", False),
+    ("reduce-overhead", "fp16", True),
+    ("off", "fp16", False),
+    ("default", "tf32", False),
+    ("reduce-overhead", "fp32", False),
+    ("default", "fp32", False),
+    ("max-autotune", "bf16", True),
+)
+
+
+def settings(cpu: bool) -> Iterator[Setting]:
+    """Every row in the order of its value."""
+    if cpu:
+        yield Setting("tiny", "off", "fp32", 4)
+        yield Setting("tiny", "off", "bf16", 4, channels_last=True)
+        yield Setting("tiny", "off", "fp32", 4, penalty=False)
+        yield Setting("tiny", "aot_eager", "fp32", 4)
+        yield Setting("r3gan-64", "off", "tf32", 4)
+        return
+    models = ("wgan-gp-resnet-64", "dcgan-64", "r3gan-64")
+    for model in models[:2]:
+        for way in _WAYS[:2]:
+            yield Setting(model, *way[:2], 64, way[2])
+    for way in _WAYS[:2]:
+        yield Setting(models[0], *way[:2], 64, way[2], penalty=False)
+    for way in _WAYS[2:8]:
+        for model in models[:2]:
+            yield Setting(model, *way[:2], 64, way[2])
+    for way in _WAYS[:2]:
+        yield Setting(models[2], *way[:2], 64, way[2])
+        for batch in (128, 256):
+            for model in models[:2]:
+                yield Setting(model, *way[:2], batch, way[2])
+    for way in _WAYS[8:]:
+        for model in models[:2]:
+            yield Setting(model, *way[:2], 64, way[2])
+
+
+# ---- in the worker -------------------------------------------------------------------------------
+
+
+def measure(setting: Setting, device_name: str, seconds: float) -> dict[str, Any]:
+    """Train for a while; series in nanoseconds and facts."""
+    import torch
+
+    work = WORKS[setting.model]
+    device = torch.device(device_name)
+    torch.manual_seed(0)
+    start = time.perf_counter_ns()
+    trainer = _Trainer(setting, work, device)
+    trainer.iteration()
+    trainer.wait()
+    facts: dict[str, Any] = {"first_iteration_seconds": (time.perf_counter_ns() - start) / 1e9}
+    _repeat(trainer.iteration, trainer.wait, min(seconds, 1.0), least=3)  # warm-up
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    series = {
+        "end_to_end": _repeat(trainer.iteration, trainer.wait, seconds),
+        "discriminator": _repeat(trainer.update_discriminator, trainer.wait, seconds / 3),
+        "generator": _repeat(trainer.update_generator, trainer.wait, seconds / 3),
+        "pipelined": _bursts(trainer, seconds / 2),
+    }
+    if device.type == "cuda":
+        facts["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    facts["losses"] = [float(value) for value in trainer.losses[-2:]]
+    facts["finite"] = all(math.isfinite(value) for value in facts["losses"])
+    return {"series": series, "facts": facts, "items": setting.batch * work.n_critic}
+
+
+class _Trainer:
+    """One model with its optimizers and a batch that stays on the device."""
+
+    def __init__(self, setting: Setting, work: Work, device: Any) -> None:
+        import torch
+
+        from ganexport.architectures import ARCHITECTURES
+        from ganexport.objectives import OBJECTIVES
+        from ganexport.objectives.regularizers import REGULARIZERS
+        from ganexport.training.step import TrainingStep
+
+        self.torch, self.work, self.device = torch, work, device
+        torch.backends.cudnn.benchmark = True
+        module = ARCHITECTURES.load(work.architecture)
+        options = module.Options(**work.options)
+        layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+        networks = [make(options).to(device, memory_format=layout) for make in (module.generator, module.discriminator)]
+        names = work.regularizers if setting.penalty else ()
+        regularizers = [(loaded, loaded.Options()) for loaded in map(REGULARIZERS.load, names)]
+        self.scalers: list[Any] = [None, None]
+        if setting.precision == "fp16":
+            self.scalers = [torch.amp.GradScaler(device.type) for _ in range(2)]
+        self.step = TrainingStep(
+            *networks,
+            OBJECTIVES.load(work.objective),
+            regularizers,
+            precision=setting.precision,
+            compile=setting.compile,
+            loss_scale_d=self.scalers[0],
+            loss_scale_g=self.scalers[1],
+        )
+        self.optimizers = [
+            torch.optim.Adam(network.parameters(), lr=1e-4, betas=work.betas, fused=True)
+            for network in reversed(networks)
+        ]
+        size = work.options["image_size"]
+        real = torch.rand(setting.batch, 3, size, size, device=device) * 2 - 1
+        self.real = real.to(memory_format=layout)
+        self.latent = (setting.batch, options.latent)
+        self.count = 0
+        self.losses: list[Any] = []
+
+    def _latents(self) -> dict[str, Any]:
+        return {"z": self.torch.randn(self.latent, device=self.device)}
+
+    def _update(self, which: int, metrics: Callable[[], dict[str, Any]]) -> None:
+        optimizer, scaler = self.optimizers[which], self.scalers[which]
+        optimizer.zero_grad(set_to_none=True)
+        self.losses = [*self.losses[-3:], metrics()["loss"]]
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+
+    def update_discriminator(self) -> None:
+        """One update of the discriminator."""
+        self._update(0, lambda: self.step.discriminator(self.real, self._latents(), step=self.count))
+        self.step.after_discriminator_update(self.count)
+        self.count += 1
+
+    def update_generator(self) -> None:
+        """One update of the generator."""
+        self._update(1, lambda: self.step.generator(self.real, self._latents(), step=self.count))
+
+    def iteration(self) -> None:
+        """What one step of a training loop does."""
+        for _ in range(self.work.n_critic):
+            self.update_discriminator()
+        self.update_generator()
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize()
+
+
+def _repeat(run: Callable[[], None], wait: Callable[[], None], seconds: float, least: int = 5) -> list[int]:
+    samples: list[int] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < least or (time.perf_counter() < end and len(samples) < 2000):
+        start = time.perf_counter_ns()
+        run()
+        wait()
+        samples.append(time.perf_counter_ns() - start)
+    return samples
+
+
+def _bursts(trainer: _Trainer, seconds: float, length: int = 10) -> list[int]:
+    """Time an iteration when the host never waits in between, as in a real loop."""
+
+    def burst() -> None:
+        for _ in range(length):
+            trainer.iteration()
+
+    return [sample // length for sample in _repeat(burst, trainer.wait, seconds, least=2)]
+
+
+# ---- in the driver -------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure every row within the deadline."""
+    options = _options(arguments)
+    if options.one:
+        found = measure(Setting(**json.loads(options.one)), "cpu" if options.cpu else "cuda", options.seconds)
+        sys.stdout.write("\n" + json.dumps(found) + "\n")
+        return 0
+    deadline = Deadline(options.deadline)
+    rows = [s for s in settings(options.cpu) if not options.only or options.only in s.name]
+    planned = [({"name": s.name, **asdict(s)}, {"scenario": "train-step", "sizes": {"batch": s.batch}}) for s in rows]
+    results = Results(options.output, "Training step", planned)
+    for index, setting in enumerate(rows):
+        if deadline.left < (5 if options.cpu else 20):
+            break
+        start = time.monotonic()
+        _run(setting, index, results, options, deadline)
+        say(f"  {setting.name}: {_outcome(results.rows[index])} ({time.monotonic() - start:.0f} s)")
+    return 0
+
+
+def _run(setting: Setting, index: int, results: Results, options: argparse.Namespace, deadline: Deadline) -> None:
+    command = [sys.executable, "-m", "benchmarks.training_step", "--one", json.dumps(asdict(setting))]
+    command += ["--seconds", str(options.seconds), *(["--cpu"] if options.cpu else [])]
+    limit = min(options.limit, deadline.left)
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False, env=_environment()
+        )
+    except subprocess.TimeoutExpired:
+        reason = "not run: the deadline came first" if deadline.left < 1 else f"no result within {limit:.0f} s"
+        results.add(index, unavailable=reason)
+        return
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        results.add(index, unavailable=_reason(said[-1] if said else f"exit code {done.returncode}"))
+        return
+    found = json.loads(lines[-1])
+    results.add(index, found["series"], items=found["items"], facts=found["facts"])
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _reason(line: str) -> str:
+    if "out of memory" in line.lower():
+        return f"out of memory: {line[:200]}"
+    kind, _, rest = line.partition(": ")
+    return (
+        f"not available: {rest or kind}"[:300] if kind.endswith(("UsageError", "ModuleNotFoundError")) else line[:300]
+    )
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    if row.get("unavailable"):
+        return str(row["unavailable"])
+    from benchmarks._rows import median
+
+    series = {s["name"]: s for s in row["series"]}
+    fastest = min(median(series[name]["samples"]) for name in ("end_to_end", "pipelined"))
+    return f"{series['end_to_end']['items'] / fastest * 1e9:,.0f} images/s"
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.training_step")
+    parser.add_argument("--output", type=Path, default=Path("training.json"), help="JSON file")
+    parser.add_argument("--deadline", type=float, default=500.0, help="seconds for everything")
+    parser.add_argument("--limit", type=float, default=200.0, help="seconds for one row, compiling included")
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--seconds", type=float, default=None, help="sampling time of a row")
+    parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU, to test this script")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.seconds is None:
+        options.seconds = 0.2 if options.cpu else 3.0
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
