@@ -99,8 +99,7 @@ class Trainer:
         measured: dict[str, Tensor] = {}
         for critic_update in range(n_critic):
             number = self.step * n_critic + critic_update
-            real, labels = networks.feed.batch(number)
-            real = networks.laid_out(real)
+            real, labels = networks.batch(number)
             inputs = networks.latents.draw(first + critic_update)
             found = self._update_discriminator(real, inputs, labels, number, log and critic_update == n_critic - 1)
             measured = {f"d_{name}": value for name, value in found.items()}

@@ -57,6 +57,7 @@ class Networks:
         for network in (self.generator, self.discriminator):
             initialize(network, training.initialization)
             network.to(device=device, memory_format=_FORMATS[training.memory_format]).train()  # type: ignore[call-overload]
+        self.conditional = any(isinstance(tensor.sampler, Label | OneHot) for tensor in self.spec.inputs)
         group.share_weights([self.generator, self.discriminator])
         self.average = MovingAverage(self.generator, recipe.ema) if recipe.ema.decay > 0 else None
         self.g_parameters = list(self.generator.parameters())
@@ -103,9 +104,11 @@ class Networks:
             seed=(self.seed + group.rank * 0x9E3779B1) % 2**63,
         )
 
-    def laid_out(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] in the recipe's memory format."""
-        return images.contiguous(memory_format=_FORMATS[self.recipe.training.memory_format])
+    def batch(self, number: int) -> tuple[Tensor, Tensor | None]:
+        """Real images [b, C, H, W] of a batch in the recipe's memory format; labels [b] for conditional models only."""
+        images, labels = self.feed.batch(number)
+        images = images.contiguous(memory_format=_FORMATS[self.recipe.training.memory_format])
+        return images, labels if self.conditional else None
 
     def places(self, number: int) -> Tensor | None:
         """Places between real and generated images of discriminator update ``number``, [b] in [0, 1), or None."""
