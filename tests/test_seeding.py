@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ganexport
 from ganexport.errors import UsageError
-from ganexport.seeding import Sampling, batched, latents, normal_below, normal_quantile, philox, stream_of
+from ganexport.seeding import Sampling, _philox, batched, latents, normal_below, normal_quantile, philox, stream_of
 from ganexport.spec import Dim, GeneratorSpec, TensorSpec, parse_input
 
 GOLDEN = json.loads((Path(__file__).parent / "seeding_golden.json").read_text())
@@ -148,17 +148,24 @@ def test_labels_match_the_document(seed, start, classes):
     ],
 )
 def test_philox_gives_the_known_answers_of_random123(counter, key, output, monkeypatch):
-    blocks = np.array([counter[0]], np.uint64)
-    monkeypatch.setattr(np, "arange", _arange_from(blocks))
-    seeds = np.array([key[0] | key[1] << 32], np.uint64)
-    index = np.array([counter[2] | counter[3] << 32], np.uint64)
-    assert philox(seeds, counter[1], index, 1)[0].tolist() == output
+    seed, index = key[0] | key[1] << 32, counter[2] | counter[3] << 32
+    # In use the block counter starts at zero; the published vectors start elsewhere.
+    monkeypatch.setattr(_philox, "_lanes", lambda _blocks: (1, 0xFFFFFFFF, counter[0]))
+    assert _philox._philox_of_one(seed, counter[1], index, 1)[0].tolist() == output
+    real, blocks = np.arange, np.array([counter[0]], np.uint64)
+    monkeypatch.setattr(np, "arange", lambda *a, **k: blocks if a == (1,) else real(*a, **k))
+    words = np.empty((1, 1, 4), np.uint32)
+    _philox._philox_into(words, np.array([seed], np.uint64), counter[1], np.array([index], np.uint64))
+    assert words[0, 0].tolist() == output
 
 
-def _arange_from(blocks):
-    """The block counter starts at zero in use; the published vectors start elsewhere."""
-    real = np.arange
-    return lambda *a, **k: blocks if a == (1,) else real(*a, **k)
+def test_both_ways_of_computing_philox_agree():
+    seeds = np.array([3, 2**64 - 1, 12345678901234567890], np.uint64)
+    indices = np.array([0, 2**63 + 5, 7], np.uint64)
+    for blocks in (1, 3, 160, 161):
+        together = philox(seeds, 9, indices, blocks)
+        for row in range(3):
+            assert np.array_equal(philox(seeds[row : row + 1], 9, indices[row : row + 1], blocks)[0], together[row])
 
 
 def test_fnv1a_gives_its_published_values():
