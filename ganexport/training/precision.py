@@ -56,3 +56,8 @@ def inner_scale(precision: str) -> float:
 def needs_scaler(precision: str) -> bool:
     """Whether the loss must be scaled (``torch.amp.GradScaler``) so that float16 gradients do not vanish."""
     return precision == "fp16"
+
+
+def full(x: torch.Tensor) -> torch.Tensor:
+    """x in float32 where autocast made it float16 or bfloat16; wider types stay as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -108,7 +108,7 @@ class TrainingStep:
             index for index, (_, options) in enumerate(self.penalties) if step % options.interval == 0
         )  # which penalties are due
         with torch.no_grad():
-            fake = self._run("generate", self._generate, dict(inputs)).float()
+            fake = precisions.full(self._run("generate", self._generate, dict(inputs)))
             fake_labels = inputs.get("labels") if labels is not None else None
             points = {index: self._points(self.penalties[index], real, fake, epsilon) for index in active}
         metrics = self._run(
@@ -134,7 +134,7 @@ class TrainingStep:
                 real_logits, fake_logits = self._score(torch.cat([real, fake]), both).split(
                     [real.shape[0], fake.shape[0]]
                 )  # [N], [N]
-        real_logits, fake_logits = real_logits.float(), fake_logits.float()
+        real_logits, fake_logits = precisions.full(real_logits), precisions.full(fake_logits)
         total = self.loss.discriminator_loss(real_logits, fake_logits)
         metrics = {"real_score": real_logits.mean(), "fake_score": fake_logits.mean()}
         for index in active:
@@ -215,8 +215,8 @@ class TrainingStep:
             fake = self.networks["generator"](**inputs)
             fake_logits = self._score(fake, inputs.get("labels") if labels is not None else None)
             real_logits = None if real is None else self._score(real, labels)
-        fake_logits = fake_logits.float()
-        loss = self.loss.generator_loss(fake_logits, None if real_logits is None else real_logits.float())
+        fake_logits = precisions.full(fake_logits)
+        loss = self.loss.generator_loss(fake_logits, None if real_logits is None else precisions.full(real_logits))
         return {"loss": loss, "fake_score": fake_logits.mean()}
 
     def _generate(self, inputs: dict[str, Tensor]) -> Tensor:

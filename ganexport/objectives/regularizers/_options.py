@@ -43,5 +43,10 @@ def input_gradient(critic: Critic, images: Tensor, scale: float = 1.0) -> Tensor
         scale: The scores are multiplied by this before, the gradient divided by it after: keeps float16
             gradients out of the subnormal range (PyTorch's AMP examples, "gradient penalty").
     """
-    gradient: Tensor = torch.func.grad(lambda x: critic(x).float().sum() * scale)(images)
-    return gradient.float() / scale if scale != 1.0 else gradient.float()
+    gradient: Tensor = torch.func.grad(lambda x: _full(critic(x)).sum() * scale)(images)
+    gradient = _full(gradient)
+    return gradient / scale if scale != 1.0 else gradient
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,137 @@
+"""Every architecture: shapes, ranges, gradients, export with a symbolic batch; and the survey's exact networks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ganexport.architectures import ARCHITECTURES
+from ganexport.errors import RecipeError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small import CASES, SMALL, inputs_of, options
+
+
+def test_every_architecture_is_tested():
+    assert set(SMALL) == set(ARCHITECTURES.names())
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_shapes_ranges_and_gradients(name, number):
+    module, chosen = ARCHITECTURES.load(name), options(name, number)
+    torch.manual_seed(0)
+    generator, discriminator, spec = module.generator(chosen), module.discriminator(chosen), module.spec(chosen)
+    for network in (generator, discriminator):
+        for parameter in network.parameters():
+            if parameter.abs().sum() == 0:  # layers and gates that start at zero hold gradients back
+                torch.nn.init.normal_(parameter, std=0.1)
+    inputs = inputs_of(spec, 4)
+    images = generator(**inputs)
+    assert images.shape == spec.outputs[0].resolve({"batch": 4})
+    assert images.abs().max() <= 1
+    assert images.std() > 1e-4
+    labels = inputs.get("labels")
+    logits = discriminator(images) if labels is None else discriminator(images, labels)
+    assert logits.shape == (4,)
+    logits.sum().backward()
+    for network in (generator, discriminator):
+        assert [key for key, p in network.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_images_depend_on_their_own_inputs_alone_in_evaluation(name, number):
+    module, chosen = ARCHITECTURES.load(name), options(name, number)
+    torch.manual_seed(0)
+    generator, spec = module.generator(chosen).eval(), module.spec(chosen)
+    inputs = inputs_of(spec, 5)
+    with torch.inference_mode():
+        whole = generator(**inputs)
+        part = generator(**{key: value[3:4] for key, value in inputs.items()})
+    torch.testing.assert_close(whole[3:4], part, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "number"), CASES)
+def test_a_symbolic_batch_survives_capture(name, number):
+    module, chosen = ARCHITECTURES.load(name), options(name, number)
+    torch.manual_seed(0)
+    generator, spec = module.generator(chosen).eval(), module.spec(chosen)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    example = inputs_of(spec, 3)
+    program = torch.export.export(
+        generator, (), example, dynamic_shapes={key: {0: batch} for key in example}, strict=False
+    )
+    with torch.inference_mode():
+        for n in (1, 7):
+            inputs = inputs_of(spec, n, seed=n)
+            torch.testing.assert_close(program.module()(**inputs), generator(**inputs), atol=1e-5, rtol=1e-4)
+
+
+def test_the_surveys_networks():
+    module = ARCHITECTURES.load("dcgan-mnist")
+    chosen = module.Options()
+    generator, discriminator = module.generator(chosen), module.discriminator(chosen)
+    shapes = [tuple(p.shape) for p in generator.parameters()]
+    assert shapes == [(6272, 100), (6272,), (128, 64, 4, 4), (64,), (64, 1, 4, 4), (1,)]
+    assert sum(p.numel() for p in generator.parameters()) == 633_472 + 131_136 + 1_025
+    mirrored = [tuple(p.shape) for p in discriminator.parameters()]
+    assert mirrored == [(64, 1, 4, 4), (64,), (128, 64, 4, 4), (128,), (1, 6272), (1,)]
+    convolutions = [generator.up1, generator.up2, discriminator.down1, discriminator.down2]
+    assert all((c.kernel_size, c.stride, c.padding) == ((4, 4), (2, 2), (1, 1)) for c in convolutions)
+    assert generator.project.in_features == 100
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("name", ["dcgan", "resnet", "sagan", "r3gan", "stylegan2"])
+def test_all_sizes_of_the_papers(name, size):
+    module, chosen = ARCHITECTURES.load(name), options(name, 0, image_size=size)
+    generator, discriminator = module.generator(chosen), module.discriminator(chosen)
+    inputs = inputs_of(module.spec(chosen), 2)
+    images = generator(**inputs)
+    assert images.shape[-2:] == (size, size)
+    labels = inputs.get("labels")
+    assert (discriminator(images) if labels is None else discriminator(images, labels)).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("dcgan", {"image_size": 28}),
+        ("dcgan", {"channels": 2}),
+        ("resnet", {"classes": 1}),
+        ("resnet", {"attention": 5}),
+        ("r3gan", {"group": 7}),
+        ("stylegan2", {"max_width": 0}),
+        ("dcgan-mnist", {"width": 0}),
+    ],
+)
+def test_options_that_cannot_be_are_refused(name, wrong):
+    with pytest.raises(RecipeError):
+        options(name, 0, **wrong)
+
+
+def test_labels_are_asked_for_and_refused_by_name():
+    module = ARCHITECTURES.load("resnet")
+    conditional, plain = options("resnet", 1), options("resnet", 0)
+    with pytest.raises(ValueError, match="labels missing"):
+        module.generator(conditional)(torch.randn(2, 8))
+    with pytest.raises(ValueError, match="labels given"):
+        module.generator(plain)(torch.randn(2, 8), torch.zeros(2, dtype=torch.long))
+
+
+def test_labels_change_the_picture():
+    for name, number in (("resnet", 1), ("sagan", 0), ("r3gan", 1), ("stylegan2", 1)):
+        module, chosen = ARCHITECTURES.load(name), options(name, number)
+        torch.manual_seed(0)
+        generator = module.generator(chosen)
+        torch.manual_seed(1)
+        for parameter in generator.parameters():  # the conditional scales start equal: move them
+            torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+        z = torch.randn(1, 8).expand(2, 8)
+        with torch.inference_mode():
+            extra = inputs_of(module.spec(chosen), 1)
+            same = {key: value.expand(2, *value.shape[1:]) for key, value in extra.items()}
+            images = generator.eval()(**{**same, "z": z, "labels": torch.tensor([0, 1])})
+        assert (images[0] - images[1]).abs().max() > 1e-3, name
