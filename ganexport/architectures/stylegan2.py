@@ -226,7 +226,8 @@ class Mapping(nn.Module):
             mean = x.detach().float().mean(0)  # [latent]
             self.w_average.lerp_(mean, 1 - W_AVERAGE_DECAY)  # type: ignore[operator]
         if truncation is not None:
-            x = torch.lerp(self.w_average.to(x.dtype), x, truncation.to(x.dtype)[:, None])  # type: ignore[operator]
+            average: Tensor = self.w_average.to(x)  # type: ignore[operator,assignment]  # [latent]
+            x = average + truncation.to(x)[:, None] * (x - average)
         return x
 
 
@@ -238,7 +239,7 @@ def unit(x: Tensor) -> Tensor:
 class Generator(nn.Module):
     """z [N, latent], then those of labels [N], truncation [N] and noise [N, numbers] that the options ask for.
 
-    They may be given by position, in that order, or by name. Returns images [N, channels, size, size] in (-1, 1).
+    All of these by position, in that order, or all by name. Returns images [N, channels, size, size] in (-1, 1).
     """
 
     def __init__(self, options: Options) -> None:
@@ -263,18 +264,28 @@ class Generator(nn.Module):
         self.up = Resample(up=True)
         self.noise_sizes = noise_sizes(options)
 
-    def forward(self, z: Tensor, *others: Tensor, **named: Tensor) -> Tensor:
-        """Images."""
-        given = dict(zip(self.extra, others, strict=False)) | named
+    def forward(
+        self, z: Tensor, labels: Tensor | None = None, truncation: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Images.
+
+        Raises:
+            ValueError: More or fewer inputs than the options ask for.
+        """
+        # Without labels, say, the second position is the truncation: what matters is the order of those present.
+        present = [value for value in (labels, truncation, noise) if value is not None]
+        if len(present) != len(self.extra):
+            raise ValueError(f"this generator takes z{''.join(f', {name}' for name in self.extra)}")
+        given = dict(zip(self.extra, present, strict=True))
         w = self.mapping(z, given.get("labels"), given.get("truncation"))  # [N, latent]
-        noise = self._noise(given.get("noise"))
+        planes = self._noise(given.get("noise"))
         # One constant for all samples; multiplied rather than expanded, so that the batch stays symbolic.
         x = self.constant * torch.ones_like(w[:, :1, None, None])  # [N, C, base, base]
-        x = self.layers[0](x, w, noise[0])
+        x = self.layers[0](x, w, planes[0])
         image = self.to_image[0](x, w)  # [N, channels, base, base]
         for number, colour in enumerate(list(self.to_image)[1:]):
             for index in (2 * number + 1, 2 * number + 2):
-                x = self.layers[index](x, w, noise[index])
+                x = self.layers[index](x, w, planes[index])
             image = self.up(image) + colour(x, w)
         return torch.tanh(image + self.offset[:, None, None])
 
@@ -304,8 +315,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, H, W] to [N, outputs, H/2, W/2]."""
-        y = self.down(self.conv2(self.conv1(x)))
-        return (self.skip(self.down(x)) + y) / GAIN
+        y: Tensor = self.down(self.conv2(self.conv1(x)))
+        skip: Tensor = self.skip(self.down(x))
+        return (skip + y) / GAIN
 
 
 class Discriminator(nn.Module):
