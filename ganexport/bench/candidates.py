@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ganexport.artifact import MANIFEST, Artifact, ArtifactFile
+from ganexport.artifact import FORMATS, MANIFEST, Artifact, ArtifactFile
 from ganexport.bench.factories import TORCH_MODES
 from ganexport.environment import gpus
 from ganexport.errors import ArtifactError, UsageError, unknown_name
@@ -86,7 +86,8 @@ def _of_source(source: str, choice: _Choice) -> Iterator[Candidate]:
     if path.is_dir() and (path / MANIFEST).is_file():
         artifact = Artifact(path)
         for file in artifact.manifest.files:
-            yield from _of_file(file.format, file.precision, choice, artifact=artifact, file=file)
+            if file.format in FORMATS:  # packages hold the ONNX file once more
+                yield from _of_file(file.format, file.precision, choice, artifact=artifact, file=file)
         return
     if path.is_file():
         kind = _SUFFIXES.get(path.suffix)

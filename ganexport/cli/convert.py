@@ -23,7 +23,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("source")
 @click.option("--to", "formats", multiple=True, required=True, metavar="FORMAT",
-              help="torchscript, onnx, trt, openvino or aoti; may be given several times. Or auto: the fastest here.")
+              help="torchscript, onnx, trt, openvino, aoti, triton or web; may be given several times. Or auto: the fastest here.")
 @click.option("-o", "--output", "given", required=True, multiple=True, metavar="ARTIFACT|SPEC",
               help="The artifact (a folder); or what an output means: --output image=[-1,1]:NCHW.")
 @click.option("--precision", metavar="P", help="fp32, fp16, bf16, int8 or auto.  [default: fp32; auto with --to auto]")

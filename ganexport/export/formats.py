@@ -16,7 +16,9 @@ from ganexport.errors import UsageError, unknown_name
 TORCH_FORMATS = {"torchscript": "ganexport.export.torchscript", "aoti": "ganexport.export.aoti"}
 #: Made from an ONNX file, which is itself the first of them.
 GRAPH_FORMATS = {"trt": "ganexport.build.tensorrt", "openvino": "ganexport.build.openvino"}
-FORMATS = ("torchscript", "onnx", "trt", "openvino", "aoti")
+#: Folders around the untouched ONNX file for someone else's runtime: its certificate holds for them.
+PACKAGES = {"triton": "ganexport.build.triton", "web": "ganexport.build.web"}
+FORMATS = ("torchscript", "onnx", "trt", "openvino", "aoti", "triton", "web")
 #: "auto": fp16 with the layers that need it in fp32.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "auto")
 
@@ -29,7 +31,7 @@ def load(name: str) -> ModuleType:
     """
     if name not in FORMATS:
         raise unknown_name("format", name, FORMATS)
-    return importlib.import_module({**TORCH_FORMATS, **GRAPH_FORMATS}[name])
+    return importlib.import_module({**TORCH_FORMATS, **GRAPH_FORMATS, **PACKAGES}[name])
 
 
 def check(names: tuple[str, ...], precision: str) -> None:

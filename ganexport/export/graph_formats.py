@@ -51,6 +51,8 @@ def add_built_from_onnx(
 ) -> None:  # fmt: skip
     """Build and certify TensorRT engines and OpenVINO files from an ONNX file."""
     for name in wanted:
+        if name in formats.PACKAGES:
+            _add_package(publication, built, precision, certificate, name)
         if name not in formats.GRAPH_FORMATS:
             continue
         publication.say(f"building {name}")
@@ -65,3 +67,13 @@ def add_built_from_onnx(
         publication.add(
             Built(made.path, made.companions, made.requires, (*origin, *made.passes), made.notes), name, precision, judged, picture
         )
+
+
+def _add_package(publication: Publication, built: Built, precision: str, certificate: Certificate, name: str) -> None:
+    """Put the ONNX file, as it is, into the folder that Triton or a browser wants; its certificate holds there."""
+    publication.say(f"packing {name}")
+    made = formats.load(name).build(
+        publication.folder / built.path, publication.spec, publication.folder, precision, publication.settings.options
+    )
+    passes = (*built.passes, *made.passes)
+    publication.add(Built(made.path, made.companions, made.requires, passes, made.notes), name, precision, certificate)
