@@ -255,7 +255,18 @@ def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
             return model
     if slim is None or ([v.name for v in graph_inputs(slim)], [v.name for v in slim.graph.output]) != interface:
         return model
+    _restore_origins(slim, model)
     return slim
+
+
+def _restore_origins(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """The optimiser drops metadata: nodes that it kept (by output or by name) get theirs back."""
+    origins = {key: origin_of(node) for node in model.graph.node for key in (node.name, *node.output)}
+    for node in slim.graph.node:
+        origin = next((origins[key] for key in (*node.output, node.name) if origins.get(key)), "")
+        if origin and not origin_of(node):
+            entry = node.metadata_props.add()
+            entry.key, entry.value = ORIGIN_KEY, origin
 
 
 def check_model(path: Path) -> None:

@@ -6,9 +6,13 @@ write a fixed batch without a word when the code specializes it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
+import sys
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,26 +67,68 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
             trace; file, line and the fix are named.
     """
     inputs = example_inputs(spec)
+    decisions: list[str] = []
     # torch logs its own tracebacks of what is told below in one line.
     loggers = [logging.getLogger(name) for name in ("torch.fx", "torch._dynamo", "torch.export", "torch._export")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with torch.no_grad(), warnings.catch_warnings():
+        with (
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            _watch_sizes(decisions),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             return torch.export.export(function, inputs, dynamic_shapes=dynamic_shapes(spec), strict=False)
     except ExportError:
         raise
     except Exception as error:  # noqa: BLE001 - torch.export raises dozens of classes
-        raise explain(error, spec) from None
+        raise explain(error, spec, decisions) from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def explain(error: BaseException, spec: GeneratorSpec) -> ExportError:
-    """torch's refusal as one line with file, line and what to do."""
+@contextlib.contextmanager
+def _watch_sizes(found: list[str]) -> Iterator[None]:
+    """Collect the lines of user code that turn a symbolic size into a plain bool or int.
+
+    torch says which dimension was restricted, but not where.
+    """
+    watched = [(torch.SymBool, "__bool__"), (torch.SymInt, "__bool__"), (torch.SymInt, "__int__"), (torch.SymInt, "__index__")]
+    originals = [(owner, name, getattr(owner, name)) for owner, name in watched if name in vars(owner)]
+
+    def watching(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(size: Any) -> Any:
+            frame = sys._getframe(1)
+            if not foreign(frame.f_code.co_filename):
+                place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                if place not in found:
+                    found.append(place)
+            return original(size)
+
+        return call
+
+    try:
+        for owner, name, original in originals:
+            setattr(owner, name, watching(original))
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def explain(error: BaseException, spec: GeneratorSpec, decisions: Sequence[str] = ()) -> ExportError:
+    """torch's refusal as one line with file, line and what to do.
+
+    Args:
+        error: Whatever torch raised.
+        spec: Of the generator.
+        decisions: Lines of user code that looked at a symbolic size.
+    """
     text = str(error)
     where = innermost(error.__traceback__) or _quoted_place(text)
     at = f"{where}: " if where else ""
@@ -92,6 +138,7 @@ def explain(error: BaseException, spec: GeneratorSpec) -> ExportError:
             "paths; use torch.where (or torch.cond), or pass the choice with --call"
         )
     if "specialized" in text or "Constraints violated" in text or "not all values" in text or "ConstraintViolation" in type(error).__name__:
+        at = at or (f"{' or '.join(decisions[:3])}: " if decisions else "")
         return _specialised(text, at, spec)
     return ExportError(f"{at}torch.export cannot trace the module: {type(error).__name__}: {_first(text)}")
 

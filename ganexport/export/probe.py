@@ -67,7 +67,10 @@ def probe(
     dtypes: list[str] = []
     for index, sizes in enumerate(points):
         feeds = tensors_of(spec, latents(spec, 0, 0, sizes.get(BATCH, 1), sizes=sizes))
-        outputs = run_module(function, feeds)
+        try:
+            outputs = run_module(function, feeds)
+        except ExportError as error:
+            raise _at_another_size(error, points[0], sizes) if index else error from None
         if index == 0:
             names = _names(function, feeds)
             dtypes = [str(t.dtype).removeprefix("torch.") for t in outputs]
@@ -79,6 +82,15 @@ def probe(
     noise = [_symbolic(points, [d[i].shape for d in draws], f"noise_{i}") for i in range(len(draws[0]))]
     outputs_spec = _describe(spec, names, dtypes, symbolic, declared)
     return Probe(outputs_spec, tuple(draws[0]), tuple(noise))
+
+
+def _at_another_size(error: ExportError, base: dict[str, int], sizes: dict[str, int]) -> ExportError:
+    """forward runs at one size and fails at another that the range allows: say what may be meant."""
+    name = next(n for n in sizes if sizes[n] != base[n])
+    return ExportError(
+        f"{error}; it does run with {name} {base[name]}: if {name} must be a multiple of something, say so with a step "
+        f"(--dim {name}=min:opt:max/step), and if it must equal another dimension, use one name for both"
+    )
 
 
 def _names(function: Wrapped, feeds: tuple[torch.Tensor, ...]) -> list[str] | None:
