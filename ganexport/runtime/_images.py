@@ -20,7 +20,15 @@ def image_tensor(spec: GeneratorSpec) -> TensorSpec:
     tensor = spec.image_output
     if tensor is None:
         kinds = ", ".join(f"{t.name} [{', '.join(map(str, t.shape))}]" for t in spec.outputs)
-        raise UsageError(f"this generator's outputs are not images ({kinds}): use .sample(n, seed) for arrays")
+        unsaid = next((t for t in spec.outputs if len(t.shape) == 4 and t.layout is None), None)
+        hint = (
+            f'; if {unsaid.name} is one, say so: ganexport convert … --output "{unsaid.name}=[-1,1]:NCHW"'
+            if unsaid
+            else ""
+        )
+        raise UsageError(
+            f"this generator's outputs are not declared to be images ({kinds}): use .sample(n, seed) for arrays{hint}"
+        )
     if tensor.dtype != "uint8" and tensor.range is None:
         raise UsageError(
             f"output {tensor.name!r} declares no range of values, so it cannot become pictures: use .sample(n, seed), "

@@ -252,7 +252,7 @@ def test_outputs_that_are_no_pictures_go_to_npz(tmp_path):
     from test_generator import audio_artifact
 
     with ganexport.load(audio_artifact(tmp_path / "a").path, settings={"threads": 1}) as generator:
-        with pytest.raises(UsageError, match="not images"):
+        with pytest.raises(UsageError, match="not declared to be images"):
             generate_bulk(generator, tmp_path / "out", 5, format="png")
         generate_bulk(generator, tmp_path / "out", 20, format="npz", shard_size=10, sizes={"frames": 8})
         found = np.load(sorted((tmp_path / "out").glob("*.npz"))[1])

@@ -215,7 +215,7 @@ def audio_artifact(path: Path):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_that_are_no_pictures_are_sampled(tmp_path, backend):
     with ganexport.load(audio_artifact(tmp_path / "a").path, backend) as generator:
-        with pytest.raises(UsageError, match=r"not images .*use \.sample"):
+        with pytest.raises(UsageError, match=r"not declared to be images .*use \.sample"):
             generator.generate(1)
         assert generator.sample(10)["audio"].shape == (10, 1, 32)
         assert generator.sample(3, sizes={"frames": 20})["audio"].shape == (3, 1, 40)

@@ -14,6 +14,7 @@ import pytest
 import tiny_generators
 
 import ganexport
+from ganexport.cli.main import run
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
 from ganexport.runtime import _cuda, tensorrt
 from ganexport.runtime._cuda import Gpu
@@ -68,6 +69,18 @@ def test_an_engine_of_another_version_is_refused_before_its_bytes_are_read(tmp_p
         ganexport.load(artifact.path, "tensorrt")
     with ganexport.load(artifact.path) as generator:
         assert "0.9.0.1" in generator.remarks[0]
+
+
+def test_a_real_engine_is_passed_over_without_a_gpu_or_runs_on_one(tmp_path):
+    path = tiny_generators.save(tiny_generators.image_model(spec=tiny_generators.image_spec()), tmp_path / "net.onnx")
+    assert run(["convert", str(path), "--to", "onnx", "--to", "trt", "-o", str(tmp_path / "a")]) == 0
+    with ganexport.load(tmp_path / "a") as generator, ganexport.load(tmp_path / "a", "onnxruntime", "cpu") as onnx:
+        expected = "onnxruntime" if _cuda.unavailable() else "tensorrt"
+        assert generator.backend == expected
+        assert np.abs(generator.generate(9, seed=1).astype(int) - onnx.generate(9, seed=1)).max() <= 1
+    if _cuda.unavailable():
+        with pytest.raises(BackendUnavailableError, match="it needs a GPU, here is no usable GPU"):
+            ganexport.load(tmp_path / "a", "tensorrt")
 
 
 def test_the_processor_is_refused():
