@@ -54,10 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _plan(models: dict[str, tuple[int, ...]], cpu: bool) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for model, batches in models.items():
         for batch in batches:
-            for backend, precisions in {**TORCH, **FILES}.items():
-                for precision in ("fp32",) if cpu else precisions:
+            for backend, precisions in _candidates(cpu).items():
+                for precision in precisions:
                     name = f"{backend} {precision}" + ("" if cpu else " cuda")
                     yield {"name": name}, {"scenario": "offline", "sizes": {"batch": batch}, "model": model}
+
+
+def _candidates(cpu: bool) -> dict[str, tuple[str, ...]]:
+    """Backend → precisions."""
+    return {"eager": ("fp32",), "onnxruntime": ("fp32",)} if cpu else {**TORCH, **FILES}
 
 
 def _interrupt_at(seconds: float) -> None:
@@ -81,7 +86,7 @@ def _one(model: str, batches: tuple[int, ...], cpu: bool, results: Results) -> b
 
     def keep(candidate: Candidate) -> bool:
         backend, precision = candidate.about["backend"], candidate.about.get("precision")
-        return precision in {**TORCH, **FILES}.get(backend, ())
+        return precision in _candidates(cpu).get(backend, ())
 
     def put(row: Measurement) -> None:
         import msgspec
@@ -103,7 +108,7 @@ def _one(model: str, batches: tuple[int, ...], cpu: bool, results: Results) -> b
             function,
             *_convert(function, Path(folder), cpu, results),
             devices=("cpu",) if cpu else ("cuda",),
-            backends=tuple(TORCH)[:1] if cpu else (*TORCH, *FILES),
+            backends=tuple(_candidates(cpu)),
             batches=batches,
             scenarios=("offline",),
             precisions=("fp32",) if cpu else ("fp32", "tf32", "fp16"),

@@ -283,19 +283,21 @@ def _script(module: str, file: str) -> Callable[[Run], Outcome]:
         say(done.stdout[-4000:].rstrip())
         if not path.is_file():
             Results(path, module, [({"name": module}, {})]).add(0, unavailable=_last_lines(done.stdout))
-        status = {0: "ok", 124: "cut off"}.get(done.returncode, "failed")
-        return Outcome(status, _measured(path) if status != "failed" else _last_lines(done.stdout))
+        if done.returncode not in (0, 124):
+            return Outcome("failed", _last_lines(done.stdout))
+        return _measured(path)
 
     stage.__doc__ = f"{module}."
     return stage
 
 
-def _measured(path: Path) -> str:
+def _measured(path: Path) -> Outcome:
     rows = json.loads(path.read_text(encoding="utf-8"))["measurements"]
     cut = [row for row in rows if str(row.get("unavailable", "")).startswith("not run")]
     missing = [row for row in rows if row.get("unavailable") and row not in cut]
     ran = len(rows) - len(cut) - len(missing)
-    return f"{ran} of {len(rows)} rows measured, {len(missing)} not available, {len(cut)} not run"
+    detail = f"{ran} of {len(rows)} rows measured, {len(missing)} not available, {len(cut)} not run"
+    return Outcome("cut off" if cut else "ok", detail)
 
 
 #: In order of value.
