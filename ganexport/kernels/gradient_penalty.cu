@@ -19,10 +19,12 @@ namespace {
     if (error_ != cudaSuccess) return static_cast<int>(error_); \
   } while (0)
 
-// Makes a device current for one call, then the caller's again.
+// Makes a device current for one call, then the caller's again. Meanwhile the first use of a kernel, which loads it,
+// is allowed even if this thread is capturing a graph.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
+    cudaThreadExchangeStreamCaptureMode(&mode_);
     status_ = cudaGetDevice(&previous_);
     if (status_ == cudaSuccess && previous_ != device) {
       status_ = cudaSetDevice(device);
@@ -31,6 +33,7 @@ class DeviceGuard {
   }
   ~DeviceGuard() {
     if (changed_) cudaSetDevice(previous_);
+    cudaThreadExchangeStreamCaptureMode(&mode_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
@@ -38,6 +41,7 @@ class DeviceGuard {
 
  private:
   int previous_ = 0;
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
   bool changed_ = false;
   cudaError_t status_ = cudaSuccess;
 };

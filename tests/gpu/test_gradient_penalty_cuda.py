@@ -257,7 +257,8 @@ def test_a_replayed_interpolation_draws_anew():
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_critic_step(mode):
+def test_compiled_critic_step(mode, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.LeakyReLU(0.2), torch.nn.Flatten(), torch.nn.Linear(8 * 900, 1)]
     critic = torch.nn.Sequential(*layers).cuda()
@@ -279,7 +280,7 @@ def test_compiled_critic_step(mode):
         got = [p.grad for p in critic.parameters() if p.grad is not None]
         assert len(got) == len(wanted) > 0
         for a, b in zip(got, wanted, strict=True):
-            torch.testing.assert_close(a, b * scale, rtol=2e-3, atol=1e-4)  # TF32-free, but convolutions reorder
+            torch.testing.assert_close(a, b * scale, rtol=1e-3, atol=1e-4)  # convolutions reorder their sums
 
 
 @pytest.mark.parametrize(("samples", "elements"), [(3, (1 << 30) + 8), ((1 << 31) + 5, 1)])

@@ -41,21 +41,36 @@ class Traffic(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("loaded", "stored", "launches"))
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The kernels compiled for the host, all warnings being errors."""
+def build(sources: Path = SOURCES) -> ctypes.CDLL:
+    """The kernels in ``sources`` compiled for the host, all warnings being errors."""
     compiler = shutil.which("g++") or shutil.which("c++")
     assert compiler, "the emulation needs a C++ compiler"
     target = Path(tempfile.mkdtemp(prefix="ganexport-emulation-")) / "emulation.so"
     source = Path(__file__).parent / "emulation" / "emulation.cpp"
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-    command = [compiler, *flags, "-Wno-unknown-pragmas", f"-I{SOURCES}", str(source), "-o", str(target)]
+    command = [compiler, *flags, "-Wno-unknown-pragmas", f"-I{sources}", str(source), "-o", str(target)]
     subprocess.run(command, check=True, timeout=300)
     loaded = ctypes.CDLL(str(target))
     loaded.emulated_penalty_arguments_size.restype = ctypes.c_size_t
     loaded.emulated_interpolate_arguments_size.restype = ctypes.c_size_t
     shutil.rmtree(target.parent)
     return loaded
+
+
+def copy_with_mistake(folder: Path, name: str, right: str, wrong: str) -> Path:
+    """The kernels' sources in ``folder``, with one place changed."""
+    for source in (*SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")):
+        shutil.copy(source, folder)
+    text = (folder / name).read_text()
+    assert text.count(right) >= 1, f"{name} no longer contains {right!r}"
+    (folder / name).write_text(text.replace(right, wrong))
+    return folder
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The kernels as they are."""
+    return build()
 
 
 DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2}

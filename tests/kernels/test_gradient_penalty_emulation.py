@@ -255,3 +255,42 @@ def test_argument_structures_agree_with_the_c_header():
     library = emulated.library()
     assert library.emulated_penalty_arguments_size() == ctypes.sizeof(PenaltyArguments)
     assert library.emulated_interpolate_arguments_size() == ctypes.sizeof(InterpolateArguments)
+
+
+# What an author could get wrong, and the kernel's source with that mistake made.
+MISTAKES = {
+    "no barrier between a block's partial sums and their use": (
+        "device.cuh", "slots[threadIdx.x / kWarp] = value;\n  __syncthreads();", "slots[threadIdx.x / kWarp] = value;"
+    ),
+    "a block leaves while its cluster still reads its sum": (
+        "gradient_penalty.cuh", "if (!Team && p.ranks > 1) cluster_wait();", ""
+    ),
+    "one word too many": ("gradient_penalty.cuh", "p.words) - first : 0;", "p.words) - first + 1 : 0;"),
+    "chunks are scaled before their sample's sum is known": (
+        "gradient_penalty.cuh", "while (*static_cast<volatile unsigned*>(p.ready + sample) == 0)", "while (false)"
+    ),
+    "a sample's last chunk may be read first after it was waited for": (
+        "plan.h", "plan.lag = plan.chunks + ", "plan.lag = 0 * "
+    ),
+    "the counter is left as it is": ("gradient_penalty.cuh", "*p.counter = 0;", ""),
+    "the offset is not advanced": ("interpolation.cuh", "offset + 1", "offset"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_emulation_notices_mistakes(mistake, monkeypatch, tmp_path):
+    broken = emulated.build(emulated.copy_with_mistake(tmp_path, *MISTAKES[mistake]))
+    monkeypatch.setattr(emulated, "library", lambda: broken)
+
+    def exercise() -> None:
+        for seed in range(4):
+            for elements, cluster in ((100, 1), (8192, 8), (30_000, 1)):
+                values = sample_values(4, elements, "float32", seed)
+                result = emulated.penalty(values, "float32", machine(seed, cluster=cluster, window=2), weight=10.0)
+                check(result, values, "float32", "two-sided", 10.0, 1.0)
+            state = np.array([1, 2], np.int64)
+            emulated.interpolate(values, values, "float32", machine(seed), state)
+            assert state[1] == 3
+
+    with pytest.raises(AssertionError):
+        exercise()

@@ -40,7 +40,7 @@ struct Index {
 namespace emulation {
 
 constexpr size_t kSharedBytes = 4096, kStackBytes = 64 << 10;
-constexpr uint64_t kMaxRounds = 2'000'000;
+constexpr uint64_t kIdleRounds = 2'000;  // without a barrier passed, an atomic or a thread's end: a deadlock
 
 enum Error : int { kNone = 0, kDeadlock = 1, kOutOfBounds = 2, kExitedBlock = 3, kSharedOverflow = 4 };
 
@@ -48,12 +48,14 @@ struct Warp {
   unsigned char slots[2][32][8];
   int arrived = 0;
   unsigned generation = 0;
+  bool runs = true;
 };
 
 struct Cluster;
 
 struct Block {
   unsigned index;
+  bool runs = true;
   int arrived = 0, running;
   unsigned generation = 0;
   std::vector<Warp> warps;
@@ -89,7 +91,7 @@ struct State {
   std::map<const void*, size_t> shared_offsets;
   size_t shared_used = 0;
   std::vector<Range> readable;
-  uint64_t loaded_bytes = 0, stored_bytes = 0, launches = 0;
+  uint64_t loaded_bytes = 0, stored_bytes = 0, launches = 0, progress = 0;
   int error = kNone;
 };
 inline State state;
@@ -115,6 +117,7 @@ inline void barrier() {
   if (++block.arrived == static_cast<int>(state.block_dim.x)) {
     block.arrived = 0;
     ++block.generation;
+    ++state.progress;
   }
   while (block.generation == generation) yield();
 }
@@ -129,6 +132,7 @@ V exchange(V value, unsigned source) {
   if (++warp.arrived == 32) {
     warp.arrived = 0;
     ++warp.generation;
+    ++state.progress;
   }
   while (warp.generation == generation) yield();
   std::memcpy(&value, warp.slots[generation % 2][source], sizeof(V));
@@ -159,6 +163,7 @@ inline void run_fiber() {
   state.kernel();
   Fiber& fiber = *state.fiber;
   fiber.done = true;
+  ++state.progress;
   --fiber.block->running;
   --fiber.block->cluster->running;
   swapcontext(&fiber.context, &state.scheduler);
@@ -185,7 +190,9 @@ inline int launch(int64_t blocks, int threads, int ranks, int window, std::funct
   static std::vector<std::unique_ptr<Fiber>> idle;
   std::vector<std::unique_ptr<Fiber>> fibers;
   int64_t started = 0;
-  for (uint64_t rounds = 0; started < blocks || !active.empty(); ++rounds) {
+  uint64_t idle_rounds = 0;
+  while (started < blocks || !active.empty()) {
+    const uint64_t before = state.progress;
     while (started < blocks && static_cast<int>(active.size()) < window) {
       auto cluster = std::make_unique<Cluster>();
       cluster->threads = cluster->running = threads * ranks;
@@ -207,7 +214,13 @@ inline int launch(int64_t blocks, int threads, int ranks, int window, std::funct
       active.push_back(std::move(cluster));
     }
     std::shuffle(fibers.begin(), fibers.end(), state.random);
+    for (auto& cluster : active)
+      for (auto& block : cluster->blocks) {  // blocks drift apart, and so do their warps
+        block->runs = state.random() % 2;
+        for (Warp& warp : block->warps) warp.runs = state.random() % 4 > 0;
+      }
     for (auto& fiber : fibers) {
+      if (!fiber->block->runs || !fiber->block->warps[fiber->thread / 32].runs) continue;
       state.fiber = fiber.get();
       swapcontext(&state.scheduler, &fiber->context);
     }
@@ -216,7 +229,8 @@ inline int launch(int64_t blocks, int threads, int ranks, int window, std::funct
     fibers.erase(finished, fibers.end());
     active.erase(std::remove_if(active.begin(), active.end(), [](auto& cluster) { return cluster->running == 0; }),
                  active.end());
-    if (rounds > kMaxRounds) {
+    idle_rounds = state.progress == before ? idle_rounds + 1 : 0;
+    if (idle_rounds > kIdleRounds) {
       state.error = kDeadlock;
       std::move(fibers.begin(), fibers.end(), std::back_inserter(idle));
       return kDeadlock;
@@ -248,6 +262,7 @@ V __shfl_sync(unsigned, V value, int lane) {
 template <typename V>
 V atomicAdd(V* address, V value) {
   emulation::maybe_yield();
+  ++emulation::state.progress;
   const V before = *address;
   *address = before + value;
   return before;
@@ -332,6 +347,7 @@ inline void cluster_arrive() {
   if (++cluster.arrived == cluster.threads) {
     cluster.arrived = 0;
     ++cluster.generation;
+    ++emulation::state.progress;
   }
 }
 inline void cluster_wait() {
