@@ -40,6 +40,9 @@ Examples:
 @click.option("--backend", help="onnxruntime, openvino, tensorrt, torchscript or aoti; default: the first that runs.")
 @click.option("--device", help="cpu, cuda or cuda:1.")
 @click.option("--precision", help="fp32, fp16, bf16 or int8, where the artifact holds several.")
+@click.option(
+    "--rebuild", is_flag=True, help="Where its TensorRT engine cannot run here, build it again from the ONNX."
+)
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--batch-size", type=int, help="Samples an engine call; default: the generator's optimum.")
 @click.option("--format", "kind", help="Write shards: png, npz, webdataset or parquet (resumable).")
@@ -57,6 +60,8 @@ def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None
     begun = time.perf_counter()
     asked = _asked(options)
     _check_output(output, options)
+    if options["rebuild"]:
+        _rebuild(artifact)
     settings = {"threads": options["threads"]} if options["threads"] is not None else None
     with load(
         artifact, options["backend"], options["device"], precision=options["precision"], settings=settings
@@ -97,6 +102,33 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
         pairs = [text.partition("=") for text in options["sizes"]]
         asked["sizes"] = {name: _numbers(size, f"--size {name}")[0] for name, _, size in pairs}
     return asked
+
+
+def _rebuild(path: Path) -> None:
+    """Build the engines that this machine's preflight refuses again, from the ONNX file beside them.
+
+    Raises:
+        BackendUnavailableError: There is no GPU to run the result.
+        ExportError, ParityError: As ``ganexport convert``.
+    """
+    from ganexport.artifact import Artifact
+    from ganexport.errors import BackendUnavailableError
+    from ganexport.runtime import _cuda
+    from ganexport.runtime.tensorrt import gpu_or_reason, installed, preflight
+
+    if reason := _cuda.unavailable():
+        raise BackendUnavailableError(f"--rebuild: an engine needs a GPU to run on: {reason}")
+    artifact = Artifact(path)
+    for file in artifact.manifest.files:
+        if file.format != "trt":
+            continue
+        try:
+            preflight(artifact.path / file.path, file.requires, gpu_or_reason(0), installed())
+        except BackendUnavailableError as error:
+            from ganexport.export.convert import convert
+
+            remarks().print(f"building again: {error}", markup=False)
+            convert(path, to="trt", precision=file.precision, output=path)
 
 
 def _numbers(text: str, option: str) -> list[int]:

@@ -162,6 +162,11 @@ def check_signature(spec: GeneratorSpec, inputs: Sequence[Tensor], outputs: Sequ
             )
         for tensor in wanted:
             actual = have[tensor.name]
+            if tensor.dtype == "bfloat16":
+                raise ArtifactError(
+                    f"{path}: {kind} {tensor.name!r} is bfloat16, which numpy cannot hold: convert with fp32 inputs "
+                    "and outputs (the default in every precision)"
+                )
             if actual.dtype != tensor.dtype:
                 raise ArtifactError(
                     f"{path}: {kind} {tensor.name!r} is {actual.dtype}, its spec says {tensor.dtype}: convert again"

@@ -136,7 +136,7 @@ class TensorRtRunner(Runner):
         self.spec = spec
         self.device = f"cuda:{device.index}"
         self.runtime = f"{trt.__name__} {trt.__version__} on {_cuda.gpu(device.index).name}"
-        self._trt, self._engine, self._device = trt, engine, device
+        self._engine, self._device = engine, device
         # TensorRT-RTX compiles for the shapes it meets and captures its graphs itself.
         self._own_graphs = cuda_graph and not hasattr(trt, "CudaGraphStrategy")
         self._context = _create_context(trt, engine, cuda_graph)
@@ -146,6 +146,7 @@ class TensorRtRunner(Runner):
         self._output_shapes: dict[str, tuple[int, ...]] = {}
         self._host: dict[str, Array] = {}  # inputs that the engine reads on the host
         self._graphs: dict[tuple[tuple[int, ...], ...], Any] = {}  # None: run once, not captured yet
+        self._owners: tuple[Any, ...] = ()  # the engine's runtime and logger, which must outlive it
         host = trt.TensorLocation.HOST
         self._on_host = {t.name for t in spec.inputs if engine.get_tensor_location(t.name) == host}
 
@@ -174,10 +175,12 @@ class TensorRtRunner(Runner):
         flavour = preflight(path, requires or {}, gpu_or_reason(index), installed())
         trt = _import(flavour)
         owner = _cuda.Device(index)
-        engine = _deserialise(trt, path)
+        engine, owners = _deserialise(trt, path)
         inputs, outputs = _signature(trt, engine)
         check_signature(spec, inputs, outputs, path)
-        return cls(trt, engine, spec, owner, cuda_graph=chosen.get("cuda_graph", True))
+        runner = cls(trt, engine, spec, owner, cuda_graph=chosen.get("cuda_graph", True))
+        runner._owners = owners
+        return runner
 
     def prepare(self, feeds: Feeds) -> None:
         """Copy the inputs to the device; on new shapes, choose the profile and size the buffers."""
@@ -204,7 +207,7 @@ class TensorRtRunner(Runner):
                 self._context.set_tensor_address(name, self._host[name].ctypes.data)
             else:
                 self._context.set_tensor_address(name, self._buffer(name, array.nbytes))
-        self._context.infer_shapes()
+        self._infer_shapes()
         self._output_shapes = {}
         for tensor in self.spec.outputs:
             shape = tuple(self._context.get_tensor_shape(tensor.name))
@@ -213,6 +216,14 @@ class TensorRtRunner(Runner):
             self._output_shapes[tensor.name] = shape
             size = int(np.prod(shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
             self._context.set_tensor_address(tensor.name, self._buffer(tensor.name, size))
+
+    def _infer_shapes(self) -> None:
+        try:
+            unknown = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise ArtifactError(f"TensorRT cannot infer the output's shape: {first_line(error)}") from None
+        if unknown:
+            raise ArtifactError(f"TensorRT misses the shape or the values of {', '.join(unknown)}")
 
     def _choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for profile in range(self._engine.num_optimization_profiles):
@@ -294,6 +305,7 @@ class TensorRtRunner(Runner):
                 self._device.free(address)
             self._buffers = {}
             self._context = self._engine = None
+            self._owners = ()
             self._device.close()
 
 
@@ -306,7 +318,9 @@ def gpu_or_reason(index: int) -> _cuda.Gpu | str:
         return f"no usable GPU ({error})"
 
 
-def _deserialise(trt: Any, path: Path) -> Any:
+def _deserialise(trt: Any, path: Path) -> tuple[Any, tuple[Any, ...]]:
+    """The engine, and what must live as long as it."""
+
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         """Keeps the last error, which TensorRT reports only here."""
 
@@ -331,7 +345,7 @@ def _deserialise(trt: Any, path: Path) -> Any:
         refuse(first_line(error))
     if engine is None:
         refuse("no reason given")
-    return engine
+    return engine, (runtime, log)
 
 
 def _create_context(trt: Any, engine: Any, cuda_graph: bool) -> Any:

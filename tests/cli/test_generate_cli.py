@@ -17,6 +17,7 @@ import ganexport
 from ganexport.artifact import MANIFEST, ArtifactWriter, Manifest, Provenance
 from ganexport.cli.main import run
 from ganexport.parity import Certificate, TensorParity
+from ganexport.runtime import _cuda, tensorrt
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "runtime"))
 import tiny_generators as tiny
@@ -191,6 +192,32 @@ def test_a_full_disk(artifact, tmp_path):
         assert "the disk is full" in one_line(done.stderr)
         assert "code 2" in done.stdout
         assert ".grid.png" not in done.stdout
+
+
+def test_rebuild_without_a_gpu_says_so(artifact, tmp_path, ganexport_command, monkeypatch):
+    monkeypatch.setattr(_cuda, "unavailable", lambda: "no usable GPU: none")
+    code, _, err = ganexport_command("generate", artifact.path, "--rebuild", "-o", tmp_path / "o.png")
+    assert code == 2
+    assert "--rebuild: an engine needs a GPU" in one_line(err)
+
+
+def test_rebuild_makes_the_engine_again_where_the_preflight_refuses_it(tmp_path, ganexport_command, monkeypatch):
+    model = tiny.save(tiny.image_model(spec=tiny.image_spec()), tmp_path / "net.onnx")
+    folder = tmp_path / "a"
+    assert ganexport_command("convert", model, "--to", "onnx", "--to", "trt", "-o", folder)[0] == 0
+    built = {f["format"]: f for f in json.loads((folder / MANIFEST).read_text())["files"]}
+    text = (folder / MANIFEST).read_text().replace(built["trt"]["requires"]["version"], "0.9.0.1")
+    (folder / MANIFEST).write_text(text)
+    # A GPU for the preflight; this machine may have none, and then ONNX Runtime makes the pictures.
+    monkeypatch.setattr(_cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(tensorrt, "gpu_or_reason", lambda _index: _cuda.Gpu(0, "a GPU", "9.0"))
+    code, _, err = ganexport_command("generate", folder, "--rebuild", "-n", 2, "-o", tmp_path / "o.png")
+    assert code == 0, err
+    assert "it was built by tensorrt_rtx 0.9.0.1, here is tensorrt_rtx" in " ".join(err.split())
+    again = {f["format"]: f for f in json.loads((folder / MANIFEST).read_text())["files"]}
+    assert again["trt"]["requires"] == built["trt"]["requires"]
+    assert again["onnx"]["sha256"] == built["onnx"]["sha256"]
+    assert (tmp_path / "o.png").is_file()
 
 
 # ---- inspect --------------------------------------------------------------------------------------------
