@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +19,7 @@ from ganexport.runtime.base import (
     device_index,
     first_line,
 )
-from ganexport.spec import GeneratorSpec
+from ganexport.spec import GeneratorSpec, TensorSpec
 
 SETTINGS: dict[str, tuple[type, str]] = {
     "threads": (int, "threads of the engine"),
@@ -46,8 +46,8 @@ class OpenVinoRunner(Runner):
         self._openvino = openvino
         self._compiled = compiled
         self._request = compiled.create_infer_request()
-        self._inputs = {name: compiled.input(name) for name in _names(compiled.inputs)}
-        self._outputs = {name: compiled.output(name) for name in _names(compiled.outputs)}
+        self._inputs = {_name(port, spec.inputs): port for port in compiled.inputs}
+        self._outputs = {_name(port, spec.outputs): port for port in compiled.outputs}
         self._held: list[Any] = []
 
     @classmethod
@@ -81,7 +81,9 @@ class OpenVinoRunner(Runner):
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file")
         compiled = compile_model(path, chosen)
-        check_signature(spec, signature(compiled.inputs), signature(compiled.outputs), path)
+        check_signature(
+            spec, signature(compiled.inputs, spec.inputs), signature(compiled.outputs, spec.outputs), path
+        )
         return cls(compiled, spec)
 
     def prepare(self, feeds: Feeds) -> None:
@@ -141,15 +143,18 @@ def compile_model(path: Path, settings: Mapping[str, Any]) -> Any:
         raise ArtifactError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from None
 
 
-def _names(ports: Any) -> list[str]:
-    return [port.get_any_name() for port in ports]
+def _name(port: Any, wanted: Sequence[TensorSpec] = ()) -> str:
+    """The port's name: the spec's where it is one of several (tensors that the compiler merged keep all names)."""
+    names: set[str] = port.get_names()
+    known = [tensor.name for tensor in wanted if tensor.name in names]
+    return known[0] if known else str(port.get_any_name())
 
 
-def signature(ports: Any) -> list[Tensor]:
-    """A model's inputs or outputs."""
+def signature(ports: Any, wanted: Sequence[TensorSpec] = ()) -> list[Tensor]:
+    """A model's inputs or outputs; ``wanted`` says which of a merged tensor's names counts."""
     return [
         Tensor(
-            port.get_any_name(),
+            _name(port, wanted),
             _DTYPES.get(port.get_element_type().get_type_name(), port.get_element_type().get_type_name()),
             tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape()),
         )

@@ -1,8 +1,9 @@
 """Activation before the interleave instead of after it.
 
-relu(depth_to_space(conv(x))) = depth_to_space(relu(conv(x))), and the same for a reshape behind a matrix
-product and for a concatenation of convolutions: a backend then fuses the activation (and the rounding to int8 or bf16 behind it) into the convolution, and the interleave moves the
-narrow numbers. Exact: an element-wise function commutes with a rearrangement of elements.
+relu(depth_to_space(conv(x))) = depth_to_space(relu(conv(x))), and the same for a reshape behind a
+matrix product and for a concatenation of convolutions. A backend then fuses the activation, and the
+rounding to int8 or bf16 behind it, into the convolution, and the interleave moves the narrow numbers.
+Exact: an element-wise function commutes with a rearrangement of elements.
 """
 
 from __future__ import annotations

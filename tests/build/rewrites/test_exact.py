@@ -367,6 +367,23 @@ def test_dead_nodes_and_identities_disappear() -> None:
     same(before, after, (2, 3))
 
 
+def test_reshapings_that_lead_back_disappear() -> None:
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axes"], ["a"]),
+        helper.make_node("Flatten", ["a"], ["b"]),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    before = model(nodes, ["batch", 5], {"axes": np.array([2, 3], np.int64)})
+    after, _ = rewrite(before, None, ("remove-dead",))
+    assert op_types(after) == ["Relu"]
+    same(before, after, (3, 5))
+    changed = [nodes[0], helper.make_node("Reshape", ["a", "shape"], ["b"]), nodes[2]]
+    other = model(changed, ["batch", 4], {"axes": np.array([2, 3], np.int64), "shape": np.array([-1, 2], np.int64)})
+    after, _ = rewrite(other, None, ("remove-dead",))
+    assert "Reshape" in op_types(after)
+    same(other, after, (3, 4))
+
+
 def test_an_identity_between_input_and_output_stays() -> None:
     before = model([helper.make_node("Identity", ["x"], ["y"])], ["n", 3], {})
     after, _ = rewrite(before, None, ("remove-dead",))
