@@ -168,7 +168,8 @@ def _passes(source: GraphSource) -> tuple[str, ...]:
 
 
 def _write(model: Any, precision: str, writer: ArtifactWriter, settings: ConvertSettings) -> Built:
-    name = file_name("onnx", precision)
+    """The graph in the artifact's folder; under a passing name when only something made from it stays."""
+    name = file_name("onnx", precision) if settings.precision == precision else "source.onnx"
     companions = onnx_file.save_model(model, writer.folder / name)
     onnx_file.check_model(writer.folder / name)
     requires = {"opset": str(max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0))}

@@ -134,9 +134,7 @@ def _from_artifact(path: Path, description: Description, precision: str) -> Grap
     present = [f for f in artifact.manifest.files if f.format == "onnx"]
     exact = [f for f in present if f.precision == precision]
     full = [f for f in present if f.precision == "fp32"]
-    file = (exact or full or [None])[0]
-    if file is None:
-        file = artifact.find("onnx", "fp32" if present else None)  # raises, naming what is there
+    file = (exact or full or present or [None])[0] or artifact.find("onnx")  # which raises, naming what is there
     return GraphSource(artifact.verified_path(file), artifact.manifest.provenance, artifact, file)
 
 

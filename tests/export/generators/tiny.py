@@ -1,0 +1,144 @@
+"""A small DCGAN-like generator (Radford et al. 2016, arXiv 1511.06434) and modules with one trap each."""
+
+from collections import namedtuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def make() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Unflatten(1, (16, 1, 1)), nn.ConvTranspose2d(16, 16, 4), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.ConvTranspose2d(16, 1, 4, 2, 1), nn.Tanh(),
+    )  # fmt: skip
+
+
+class Trap(nn.Module):
+    """z [batch, 8] to an image [batch, 3, 2, 2]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 12)
+
+    def hidden(self, h: torch.Tensor) -> torch.Tensor:
+        return h
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.last(self.hidden(self.first(z)))).view(-1, 3, 2, 2)
+
+
+class FreshNoise(Trap):
+    def hidden(self, h):
+        return h + 0.1 * torch.randn_like(h)
+
+
+class LiveDropout(Trap):
+    def hidden(self, h):
+        return F.dropout(h, 0.3)
+
+
+class GumbelNoise(Trap):
+    def hidden(self, h):
+        return h - torch.empty_like(h).exponential_().log()
+
+
+class RandomChoice(Trap):
+    def hidden(self, h):
+        return h[:, torch.randperm(16)]
+
+
+class SizeBranch(Trap):
+    def hidden(self, h):
+        if h.shape[0] > 4:
+            h = h * 2
+        return h
+
+
+class DataBranch(Trap):
+    def hidden(self, h):
+        if h.mean() > 0:
+            h = h * 2
+        return h
+
+
+class FixedBatch(Trap):
+    def hidden(self, h):
+        return h.view(int(h.shape[0]), 16)
+
+
+class OverflowsHalf(Trap):
+    def hidden(self, h):
+        large = h * 30000.0
+        return large * large * 1e-9
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+class Shifting(torch.autograd.Function):
+    @staticmethod
+    def forward(x, amount):
+        return x + amount
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
+class CustomFunctions(Trap):
+    def hidden(self, h):
+        return Shifting.apply(Doubling.apply(h), 0.25)
+
+
+class NeedsEven(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 4, 2, 1), nn.ConvTranspose2d(4, 3, 4, 2, 1)
+
+    def forward(self, x):
+        return x + self.up(self.down(x))
+
+
+Pair = namedtuple("Pair", "image features")  # noqa: PYI024
+
+
+class Named(Trap):
+    def forward(self, z, *, gain: float = 1.0):
+        h = self.first(z) * gain
+        return {"image": torch.tanh(self.last(h)).view(-1, 3, 2, 2), "features": h}
+
+
+class AsTuple(Trap):
+    def forward(self, z):
+        h = self.first(z)
+        return torch.tanh(self.last(h)).view(-1, 3, 2, 2), h
+
+
+class ReadsFlag(Trap):
+    """Branches on a buffer: a constant, not data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flag = True
+
+    def hidden(self, h):
+        return h * 2 if self.flag else h
+
+
+def number() -> int:
+    return 3
+
+
+def broken() -> nn.Module:
+    raise RuntimeError("no weights here")
