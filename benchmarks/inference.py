@@ -1,0 +1,225 @@
+"""Ours against the stock ways of running a generator, in one run on this machine's CPU.
+
+    python -m benchmarks.inference [--output inference.json]
+
+Stock: the eager module, ``torch.compile``, TorchScript, ONNX Runtime and OpenVINO on the file that
+``torch.onnx.export`` writes by itself (symbolic batch, nothing of ours), AOTInductor. Ours: what
+``ganexport convert`` makes of the same weights, in fp32 and in the precisions that pass their
+certificate. A process each, one awake at a time, taken in turn; each output is compared with eager fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks._models import MODELS
+from benchmarks._rows import say
+from ganexport.artifact import write_atomic
+from ganexport.bench import roofline
+from ganexport.bench.table import print_report, to_markdown
+from ganexport.environment import describe, device_key
+from ganexport.errors import GanExportError
+from ganexport.measure.candidate import Candidate
+from ganexport.measure.conductor import Conductor
+from ganexport.measure.plan import Plan
+from ganexport.measurement import SCHEMA_VERSION, Report, report_to_json
+from ganexport.spec import spec_to_json
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCHES = (1, 16, 64)
+OURS = "ganexport"
+
+
+def _candidate(name: str, factory: str, arguments: dict[str, Any], **about: Any) -> Candidate:
+    return Candidate(name, factory, arguments, {"precision": "fp32", "device": "cpu", **about})
+
+
+def _unavailable(name: str, reason: object, **about: Any) -> Candidate:
+    text = " ".join(str(reason).split())[:300]
+    return Candidate(name, "", about={"precision": "fp32", "device": "cpu", **about}, unavailable=text)
+
+
+# ---- stock ---------------------------------------------------------------------------------------
+
+
+def stock(model: str, folder: Path) -> Iterator[Candidate]:
+    """What a user has without ganexport."""
+    function = f"benchmarks._models:{MODELS[model].__name__}"
+    for mode in ("eager", "compile", "compile-frozen"):
+        yield _candidate(mode, "ganexport.bench.factories:open_torch", {"source": function, "mode": mode}, who="stock")
+    module, spec = MODELS[model]()
+    text = spec_to_json(spec)
+    yield _file("torchscript (trace, freeze)", "torchscript", folder / "stock.pt", text, _trace, module)
+    yield _file("aoti", "aoti", folder / "stock.pt2", text, _package, module)
+    path = folder / "stock.onnx"
+    yield _file("onnxruntime (stock export)", "onnxruntime", path, text, _export, module)
+    yield _file("openvino (stock export)", "openvino", path, text, _export, module)
+
+
+def _file(name: str, backend: str, path: Path, spec: str, make: Any, module: Any) -> Candidate:
+    try:
+        if not path.exists():
+            make(module, path)
+    except Exception as error:  # noqa: BLE001 - a stock exporter may fail in any way: that is its row
+        return _unavailable(name, error, who="stock")
+    arguments = {"path": str(path), "backend": backend, "device": "cpu", "spec": spec}
+    return _candidate(name, "ganexport.bench.factories:open_file", arguments, who="stock")
+
+
+def _example(size: int = 2) -> Any:
+    import torch
+
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((size, 128)).astype(np.float32))
+
+
+def _trace(module: Any, path: Path) -> None:
+    import torch
+
+    with torch.no_grad():
+        torch.jit.freeze(torch.jit.trace(module, _example())).save(str(path))
+
+
+def _export(module: Any, path: Path) -> None:
+    import torch
+
+    batch = torch.export.Dim("batch", min=1, max=256)
+    torch.onnx.export(
+        module,
+        (_example(),),
+        str(path),
+        input_names=["z"],
+        output_names=["image"],
+        dynamic_shapes=({0: batch},),
+        dynamo=True,
+        verbose=False,
+    )
+
+
+def _package(module: Any, path: Path) -> None:
+    import torch
+
+    batch = torch.export.Dim("batch", min=1, max=256)
+    with torch.no_grad():
+        program = torch.export.export(module, (_example(),), dynamic_shapes=({0: batch},))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+# ---- ours ----------------------------------------------------------------------------------------
+
+
+def ours(model: str, folder: Path) -> Iterator[Candidate]:
+    """What ``ganexport convert`` makes: every format and precision that passes its certificate."""
+    from ganexport.export.convert import convert
+
+    function = f"benchmarks._models:{MODELS[model].__name__}"
+    yield _auto(function, folder)
+    for kind, precision in (
+        ("onnx", "fp32"),
+        ("openvino", "fp32"),
+        ("openvino", "bf16"),
+        ("onnx", "int8"),
+        ("openvino", "int8"),
+    ):
+        backend = {"onnx": "onnxruntime"}.get(kind, kind)
+        name = f"{OURS} {backend} {precision}"
+        target = folder / f"{kind}-{precision}"
+        try:
+            artifact = convert(function, to=[kind], output=target, precision=precision, verify_budget=20.0)
+            file = artifact.find(kind, precision)
+        except (GanExportError, ImportError) as error:
+            yield _unavailable(name, error, who="ours", precision=precision)
+            continue
+        arguments = {"artifact": str(target), "path": file.path, "backend": backend, "device": "cpu"}
+        arguments["settings"] = dict(file.settings)
+        about = {"who": "ours", "precision": precision, "passes": list(file.passes), "file_bytes": file.bytes}
+        yield _candidate(name, "ganexport.bench.factories:open_artifact", arguments, **about)
+
+
+def _auto(function: str, folder: Path) -> Candidate:
+    """What ``ganexport convert --to auto`` publishes: torch-free at run time, 35 dB or better."""
+    from ganexport.export.convert import convert
+
+    name, target = f"{OURS} auto", folder / "auto"
+    try:
+        artifact = convert(function, to="auto", output=target, bench_batches=BATCHES, verify_budget=30.0)
+    except (GanExportError, ImportError) as error:
+        return _unavailable(name, error, who="ours", precision="auto")
+    (file,) = artifact.manifest.files
+    settings = {key: value for key, value in file.settings.items() if key != "backend"}
+    arguments = {"artifact": str(target), "path": file.path, "backend": file.settings["backend"], "device": "cpu"}
+    about = {"who": "ours", "precision": file.precision, "passes": list(file.passes), "file_bytes": file.bytes}
+    return _candidate(name, "ganexport.bench.factories:open_artifact", {**arguments, "settings": settings}, **about)
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+
+def measure(model: str, options: argparse.Namespace) -> Report:
+    """One model: everything in one run."""
+    environment = describe()
+    plan = Plan(rounds=options.rounds, turn_seconds=options.seconds / options.rounds, max_warm_seconds=options.warm_up)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        say(f"{model}: exporting")
+        candidates = [*stock(model, folder), *ours(model, folder)]
+        if options.only:
+            candidates = [c for c in candidates if any(word in c.name for word in ["eager", *options.only.split(",")])]
+        with Conductor(candidates, plan, lambda text, *_: say(f"  {text}") if options.verbose else None) as conductor:
+            conductor.open()
+            conductor.measure([("offline" if b > 1 else "single-stream", {"batch": b}) for b in options.batches])
+        rows = list(conductor.rows)
+        onnx = folder / "stock.onnx"
+        if onnx.exists() and not conductor.interrupted:
+            from ganexport.bench.api import _measure_peaks
+
+            peak = _measure_peaks("cpu", ["bf16", "fp32"])
+            if peak is not None:
+                environment["peaks"] = {"cpu": peak}
+                rows = roofline.annotate(rows, {"": roofline.count(onnx, MODELS[model]()[1], {})}, {"cpu": peak})
+    rows = [msgspec.structs.replace(row, conditions={**row.conditions, "model": model}) for row in rows]
+    environment["load_average_after"] = describe()["load_average"]
+    command = shlex.join(["python", "-m", "benchmarks.inference", *sys.argv[1:]])
+    title = f"{model}: ours against stock"
+    return Report(SCHEMA_VERSION, title, environment, tuple(rows), tuple(conductor.notes), command)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, and keep the raw samples."""
+    from rich.console import Console
+
+    options = _options(arguments)
+    for model in options.models.split(","):
+        report = measure(model, options)
+        folder = options.output or ROOT / "benchmarks" / "results" / device_key(report.environment)
+        write_atomic(folder / f"inference-{model}.json", report_to_json(report))
+        write_atomic(folder / f"inference-{model}.md", to_markdown(report, baseline="eager").encode())
+        print_report(report, Console(width=180, highlight=False), baseline="eager")
+        if report.notes and report.notes[0].startswith("interrupted"):
+            return 130
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.inference", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", default="dcgan-64", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--output", type=Path, help="folder; by default benchmarks/results/<machine>")
+    parser.add_argument("--only", default="", help="candidates whose names hold one of these words, beside eager")
+    parser.add_argument("--batches", type=lambda t: tuple(map(int, t.split(","))), default=BATCHES)
+    parser.add_argument("--seconds", type=float, default=4.0, help="sampling time a candidate and batch")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--warm-up", type=float, default=8.0, help="longest warm-up in seconds")
+    parser.add_argument("--verbose", action="store_true")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
