@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 from PIL import Image
 
 import ganexport
+from ganexport.seeding import latents
+from ganexport.spec import Dim, GeneratorSpec, parse_input
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 
@@ -75,3 +78,15 @@ def test_fastapi(artifact: Path, fastapi_port: int) -> None:
     np.testing.assert_array_equal(picture, expected(artifact, 9))
     with pytest.raises(urllib.error.HTTPError, match="422"):
         urllib.request.urlopen(f"http://127.0.0.1:{fastapi_port}/images/-1.png", timeout=30)
+
+
+def test_cpp_latents_are_python_s_bit_for_bit(tmp_path: Path) -> None:
+    assert shutil.which("cmake"), "the example in C++ needs CMake and a compiler"
+    source = ROOT / "examples/cpp"
+    subprocess.run(["cmake", "-S", source, "-B", tmp_path, "-DCMAKE_BUILD_TYPE=Release"], check=True, timeout=120)
+    subprocess.run(["cmake", "--build", tmp_path], check=True, timeout=120)
+    spec = GeneratorSpec((parse_input("z=normal[batch,3,1001]"),), (), (Dim("batch"),))
+    for seed, index in [(0, 0), (7, 123), (2**40 + 3, 2**33 + 1), (2**64 - 1, 2**64 - 1)]:
+        command = [tmp_path / "latents", str(seed), "z", str(index), "3003"]
+        drawn = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+        assert drawn == latents(spec, seed, index)["z"].tobytes()
