@@ -101,7 +101,7 @@ def auto(
     if chosen.goal not in GOALS:
         raise UsageError(f"optimize for {chosen.goal!r}: choose {', '.join(GOALS)}")
     if isinstance(source, str | Path) and Path(source).exists() and Path(source).resolve() == Path(output).resolve():
-        raise UsageError(f"{output}: --to auto publishes the winner alone and would replace its own source: name another")
+        raise UsageError(f"{output}: --to auto would replace its own source with the winner alone: name another")
     say = progress or (lambda _text: None)
     with tempfile.TemporaryDirectory(prefix="ganexport-auto-") as name, ArtifactWriter(output) as writer:
         folder = Path(name)

@@ -61,14 +61,19 @@ def _make(
     path = folder / name
     passes = (*source.passes, f"precision-{precision}", *([f"keep-fp32: {', '.join(keep)}"] if keep else []))
     if precision == "int8":
+        from ganexport.build.cost import Target
         from ganexport.build.quantize import quantize
+        from ganexport.build.rewrites import rewrite
 
         settings = publication.settings
+        rewrites: tuple[str, ...] = ()
+        if not keep and not symmetric:  # TensorRT runs transposed convolutions as they are; "keep" names their nodes
+            model, rewrites = rewrite(model, Target("onnxruntime", "int8"))
         made_int8 = quantize(
             model, publication.spec, samples=settings.options.calibration_samples, keep=keep,
             min_psnr=settings.min_psnr, progress=publication.say,
         )  # fmt: skip
-        made, passes = made_int8.model, (*source.passes, *made_int8.passes)
+        made, passes = made_int8.model, (*source.passes, *rewrites, *made_int8.passes)
         if symmetric and (count := symmetric_activations(made)):
             passes += (f"symmetric-activations: {count} nodes",)
     else:
