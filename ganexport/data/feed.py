@@ -115,7 +115,8 @@ def fits(images: ImageSet, device: torch.device) -> bool:
 
 
 def _channels_first(images: ImageSet) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.ascontiguousarray(images.array().transpose(0, 3, 1, 2))
+    # A copy even of a mapped file: torch wants memory it could write to.
+    return np.array(images.array().transpose(0, 3, 1, 2), order="C")
 
 
 class _Decoded(Dataset[Tensor]):

@@ -1,0 +1,267 @@
+"""Averages, schedules, optimizers, initial weights, latents, the divergence guard, the tuner."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import tiny_run as tiny
+import torch
+from torch import nn
+
+from ganexport.checkpoint import read_checkpoint, steps_of
+from ganexport.errors import DivergenceError
+from ganexport.recipe import Ema, Guard, Optimizer, Schedule
+from ganexport.seeding import latents
+from ganexport.spec import BATCH, Dim, GeneratorSpec, Label, Normal, TensorSpec
+from ganexport.training.autotune import Settings, Tuner, tune
+from ganexport.training.curves import draw_curves
+from ganexport.training.ema import MovingAverage
+from ganexport.training.guard import DivergedError, DivergenceGuard
+from ganexport.training.initialization import initialize
+from ganexport.training.metrics import read_metrics
+from ganexport.training.optimizers import clip_gradients, gradient_norm, make_optimizer, rate_factor
+from ganexport.training.progress import Reporter
+from ganexport.training.randomness import Latents
+from ganexport.training.samples import tile
+
+CPU = torch.device("cpu")
+
+
+def test_average_follows_its_formula() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = MovingAverage(module, Ema(decay=0.9, warmup=4))
+    expected = {name: value.clone().double() for name, value in module.state_dict().items()}
+    for step in range(30):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        module(torch.randn(8, 2))  # moves the running statistics
+        average.update(step)
+        decay = min(0.9, (1 + step) / (4 + step))
+        for name, value in module.state_dict().items():
+            floating = value.is_floating_point()
+            expected[name] = decay * expected[name] + (1 - decay) * value.double() if floating else value.double()
+    for name, value in average.module.state_dict().items():
+        assert torch.allclose(value.double(), expected[name], atol=1e-5), name
+    assert not average.module.training
+    assert not any(parameter.requires_grad for parameter in average.module.parameters())
+
+
+def test_schedules() -> None:
+    assert [rate_factor(Schedule(), step, 10) for step in (0, 9)] == [1.0, 1.0]
+    linear = Schedule(name="linear", start=0.5, final=0.2)
+    assert [round(rate_factor(linear, step, 10), 3) for step in (0, 5, 6, 9)] == [1.0, 1.0, 0.84, 0.36]
+    cosine = Schedule(name="cosine", warmup=4)
+    assert [round(rate_factor(cosine, step, 8), 3) for step in (0, 3, 4, 6)] == [0.2, 0.8, 1.0, 0.5]
+    assert rate_factor(cosine, 7, 8) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference"),
+    [
+        (Optimizer(name="adam", rate=0.01, weight_decay=0.1), torch.optim.Adam),
+        (Optimizer(name="adamw", rate=0.01, weight_decay=0.1), torch.optim.AdamW),
+        (Optimizer(name="rmsprop", rate=0.01, alpha=0.9, momentum=0.5), torch.optim.RMSprop),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_optimizers_follow_torchs_plain_ones(settings: Optimizer, reference: type[torch.optim.Optimizer]) -> None:
+    torch.manual_seed(0)
+    mine = nn.Linear(3, 3)
+    theirs = nn.Linear(3, 3)
+    theirs.load_state_dict(mine.state_dict())
+    options = {"lr": settings.rate, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    if settings.name == "rmsprop":
+        options |= {"alpha": settings.alpha, "momentum": settings.momentum}
+    else:
+        options |= {"betas": settings.betas}
+    optimizers = make_optimizer(settings, mine.parameters()), reference(theirs.parameters(), foreach=False, **options)
+    for _ in range(5):
+        x = torch.randn(4, 3)
+        for module, optimizer in zip((mine, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            module(x).square().sum().backward()
+            optimizer.step()
+    assert torch.allclose(mine.weight, theirs.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_clipping() -> None:
+    layer = nn.Linear(4, 4)
+    layer(torch.ones(2, 4)).sum().backward()
+    norm = gradient_norm(list(layer.parameters()))
+    expected = math.sqrt(sum(p.grad.square().sum().item() for p in layer.parameters()))
+    assert norm.item() == pytest.approx(expected, rel=1e-5)
+    clip_gradients(list(layer.parameters()), norm, 0.5)
+    assert gradient_norm(list(layer.parameters())).item() == pytest.approx(0.5, rel=1e-4)
+    clip_gradients(list(layer.parameters()), torch.tensor(0.5), 100.0)  # below the limit: untouched
+    assert gradient_norm(list(layer.parameters())).item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_normal_initialization() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(32, 64, 4), nn.BatchNorm2d(64), nn.ConvTranspose2d(64, 32, 4))
+    initialize(module, "normal")
+    for layer in (module[0], module[2]):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert layer.bias.abs().max() == 0
+    assert module[1].weight.mean().item() == pytest.approx(1.0, abs=0.02)
+    before = module[0].weight.clone()
+    initialize(module, "default")
+    assert torch.equal(module[0].weight, before)
+
+
+def test_latents_are_indexed_by_global_sample() -> None:
+    spec = GeneratorSpec(
+        (TensorSpec("z", "float32", (BATCH, 3), Normal()), TensorSpec("labels", "int64", (BATCH,), Label(10))),
+        (),
+        (Dim(BATCH),),
+    )
+    whole = Latents(spec, 5, 8, slice(0, 8), CPU)
+    parts = [Latents(spec, 5, 8, rows, CPU) for rows in (slice(0, 3), slice(3, 8))]
+    for number in range(3):
+        drawn = [part.draw(number) for part in parts]
+        for name, value in whole.draw(number).items():
+            assert torch.equal(torch.cat([part[name] for part in drawn]), value)
+    public = latents(spec, seed=5, n=8)
+    assert not torch.equal(whole.draw(0)["z"], torch.from_numpy(public["z"]))  # training has latents of its own
+
+
+def test_accumulated_parts_give_the_whole_batchs_gradients() -> None:
+    found = []
+    for parts in (1, 4):
+        trainer = tiny.trainer(tiny.recipe(training={"accumulation": parts}))
+        trainer.advance(log=False)
+        found.append([p.grad.clone() for p in (*trainer.networks.d_parameters, *trainer.networks.g_parameters)])
+    for whole, accumulated in zip(*found, strict=True):
+        assert torch.allclose(whole, accumulated, rtol=1e-3, atol=1e-6)
+
+
+def test_grid_of_images() -> None:
+    import numpy as np
+
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 1), np.uint8)
+    grid = tile(images)
+    assert grid.shape == (4, 9, 1)
+    assert grid[0, ::3, 0].tolist() == [0, 1, 2]
+    assert grid[2, ::3, 0].tolist() == [3, 4, 0]
+
+
+# ---- divergence ------------------------------------------------------------------------------
+
+CALM = {"d_loss": 1.0, "g_loss": 1.0, "d_gradient_norm": 1.0, "g_gradient_norm": 1.0, "real_logit": 1.0,
+        "fake_logit": -1.0}  # fmt: skip
+
+
+def watch(lines: list[dict[str, float]], *, log_odds: bool = True, **settings: float) -> str:
+    guard = DivergenceGuard(Guard(**settings), log_odds=log_odds)
+    try:
+        for step, line in enumerate(lines):
+            guard.look({"step": step, **CALM, **line})
+    except DivergedError as seen:
+        return str(seen)
+    return pytest.fail("nothing was seen")
+
+
+def test_guard_sees_each_kind_of_divergence() -> None:
+    assert "step 1: g_loss is nan" in watch([{}, {"g_loss": math.nan}])
+    assert "step 0: d_gradient_norm is inf" in watch([{"d_gradient_norm": math.inf}])
+    explosion = watch([{}, {"d_loss": -2e4}, {}, *[{"d_loss": 2e4}] * 3], patience=3)
+    assert "step 5: exploding for 3 logged steps: d_loss = 2e+04" in explosion
+    certain = watch([{"real_logit": 20.0, "fake_logit": -20.0}] * 5, collapse=5)
+    assert "step 4: the critic collapsed: it tells real from fake with certainty" in certain
+    starved = watch([{"g_gradient_norm": 0.0}] * 5, collapse=5, log_odds=False)
+    assert "the generator gets no gradient" in starved
+
+
+def test_guard_lets_ordinary_training_pass() -> None:
+    guard = DivergenceGuard(Guard(collapse=5), log_odds=False)
+    for step in range(100):
+        guard.look({"step": step, **CALM, "real_logit": 20.0, "fake_logit": -20.0, "d_loss": -40.0})
+    assert guard.calm
+
+
+WILD = {"optimizer": {"generator": {"rate": 1e9}, "discriminator": {"rate": 1e9}}, "guard": {"patience": 1}}
+
+
+def test_divergence_stops_at_the_last_good_checkpoint(tmp_path: Path) -> None:
+    good = tiny.trainer(tiny.recipe(), tmp_path)
+    for _ in range(3):
+        good.advance(log=False)
+    good.save()
+    wild = tiny.trainer(tiny.recipe(**WILD), tmp_path)
+    wild.restore()
+    with pytest.raises(DivergenceError, match=r"training diverged: step \d+: .*checkpoint 3 is the last good one"):
+        wild.train()
+    assert steps_of(tmp_path) == [3]
+    kept = read_checkpoint(tmp_path)
+    assert all(bool(torch.isfinite(value).all()) for value in kept.tensors["generator"].values())
+
+
+def test_rollback_goes_on_at_a_lower_rate(tmp_path: Path) -> None:
+    # At 1e6 times the rate it explodes; halved five times it still does, and that is said.
+    wild = tiny.trainer(tiny.recipe(**WILD), tmp_path, rollback=True)
+    with pytest.raises(DivergenceError, match="diverged after 5 rollbacks"):
+        wild.train()
+    assert wild.rate_scale == 0.5**5
+
+
+def test_rollback_recovers(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tiny.recipe(training={"steps": 12, "checkpoint_every": 4}), tmp_path, rollback=True)
+    look = trainer.guard.look
+    seen = []
+
+    def once(line: dict[str, float]) -> None:
+        if line["step"] == 6 and not seen:
+            seen.append(line)
+            raise DivergedError("step 6: a planted divergence")
+        look(line)
+
+    trainer.guard.look = once  # type: ignore[method-assign]
+    trainer.train()
+    state = read_checkpoint(tmp_path).state
+    assert (state.step, state.rollbacks, state.rate_scale) == (12, 1, 0.5)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 4, 6, 8, 10, 12]
+    assert "planted" in next(line for line in lines if line.get("event") == "rollback")["why"]
+    factors = [line["rate_factor"] for line in lines if "rate_factor" in line]
+    assert factors == [1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
+    assert draw_curves(tmp_path).is_file()
+
+
+# ---- tuner -----------------------------------------------------------------------------------
+
+
+def test_tuner_reports_every_candidate_and_never_takes_a_slower_one() -> None:
+    recipe = tiny.recipe(training={"steps": 1000})
+    told = []
+    reporter = Reporter()
+    reporter.remark = told.append  # type: ignore[method-assign]
+    threads = torch.get_num_threads()
+    chosen, rows = tune(recipe, tiny.images(), CPU, reporter)
+    assert torch.get_num_threads() == threads
+    assert [row["chosen"] for row in rows].count(True) == 1
+    winner = next(row for row in rows if row["chosen"])
+    baseline = rows[0]
+    assert baseline["settings"] == {"precision": "fp32", "compile": "off", "memory_format": "contiguous", "threads": 1}
+    assert winner["total_seconds"] <= baseline["total_seconds"]
+    assert {row["settings"]["precision"] for row in rows} >= {"fp32", "bf16"}
+    assert {row["settings"]["memory_format"] for row in rows} == {"contiguous", "channels_last"}
+    compiled = [row for row in rows if row["settings"]["compile"] != "off"]
+    assert compiled
+    assert "would not pay" in compiled[0]["note"]
+    assert all(len(row["samples_ns"]) >= 5 for row in rows if row["step_ms"] is not None)
+    assert chosen.training.precision == winner["settings"]["precision"]
+    assert any(winner["name"] in text for text in told)
+
+
+def test_tuner_refuses_unsound_and_failing_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner = Tuner(tiny.recipe(), tiny.images(), CPU, Reporter())
+    tuner.time(Settings("fp32", "off", "contiguous", 1))
+    monkeypatch.setattr(Tuner, "_direction", lambda self, trainer: 0.2)
+    assert "unsound" in tuner.time(Settings("bf16", "off", "contiguous", 1)).note
+    failing = tuner.time(Settings("tf32", "off", "contiguous", 1))
+    assert "tf32" in failing.note
+    assert failing.step_ms is None
+    assert tuner._better(tuner.rows[0], tuner.rows[1]) is tuner.rows[0]
