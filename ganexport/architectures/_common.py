@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,15 @@ def check_labels(labels: Tensor | None, classes: int, what: str) -> None:
         raise ValueError(
             f"this {what} is {'' if classes else 'not '}conditional: labels {'missing' if classes else 'given'}"
         )
+
+
+def outside_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which x's device computes in the dtypes it is given.
+
+    Without autocast it is no context at all: an exported graph would keep even one that changes nothing.
+    """
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def normalized(layer: nn.Module, spectral: bool) -> nn.Module:

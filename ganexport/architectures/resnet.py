@@ -24,6 +24,7 @@ from ganexport.architectures._common import (
     doublings,
     image_spec,
     normalized,
+    outside_autocast,
     require,
 )
 from ganexport.spec import GeneratorSpec
@@ -92,7 +93,9 @@ class SelfAttention(nn.Module):
         query = self.query(x).flatten(2).transpose(1, 2).contiguous()  # [N, HW, C/8]
         key = _pool(self.key(x)).flatten(2).transpose(1, 2).contiguous()  # [N, HW/4, C/8]
         value = _pool(self.value(x)).flatten(2).transpose(1, 2).contiguous()  # [N, HW/4, C/2]
-        gathered = scaled_dot_product_attention(query, key, value, scale=1.0)  # [N, HW, C/2]
+        # Under autocast and torch.func.grad together, the math form of attention mixes dtypes and fails (torch 2.14).
+        with outside_autocast(x):
+            gathered = scaled_dot_product_attention(query, key, value, scale=1.0)  # [N, HW, C/2]
         attended: Tensor = self.output(gathered.transpose(1, 2).unflatten(2, (height, width)))
         return x + self.gate * attended
 

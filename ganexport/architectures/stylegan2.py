@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from ganexport.architectures._common import MinibatchStddev, check_labels, doublings, image_spec, require
+from ganexport.architectures._common import (
+    MinibatchStddev,
+    check_labels,
+    doublings,
+    image_spec,
+    outside_autocast,
+    require,
+)
 from ganexport.spec import Constant, GeneratorSpec, Normal, TensorSpec
 
 SLOPE = 0.2
@@ -141,7 +148,7 @@ class ModulatedConv(nn.Module):
         style = self.style(w)  # [N, inputs]
         weight = self.kernel * self.scale  # [outputs, inputs, k, k]
         if self.demodulate:
-            with torch.autocast(x.device.type, enabled=False):  # squares of half precision overflow
+            with outside_autocast(x):  # squares of half precision overflow
                 # Only the style's direction matters here: a largest entry of 1 keeps half precision in range.
                 style = style.to(weight.dtype)
                 style = style / style.abs().amax(1, keepdim=True).clamp_min(1e-8)
@@ -223,7 +230,7 @@ class Mapping(nn.Module):
         for layer in self.layers:
             x = activate(layer(x))
         if self.training:
-            mean = x.detach().float().mean(0)  # [latent]
+            mean = x.detach().to(self.w_average.dtype).mean(0)  # type: ignore[arg-type]  # [latent]
             self.w_average.lerp_(mean, 1 - W_AVERAGE_DECAY)  # type: ignore[operator]
         if truncation is not None:
             average: Tensor = self.w_average.to(x)  # type: ignore[operator,assignment]  # [latent]
