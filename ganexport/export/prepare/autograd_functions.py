@@ -37,7 +37,7 @@ def plain_functions() -> Iterator[list[str]]:
         if cls.__name__ not in seen:
             seen.append(cls.__name__)
         if cls.__module__.startswith("torch."):
-            return original.__func__(cls, *inputs, **keywords)
+            return original.__get__(None, cls)(*inputs, **keywords)
         if cls.setup_context is not torch.autograd.Function.setup_context:
             return cls.forward(*inputs, **keywords)
         context = _Context()
