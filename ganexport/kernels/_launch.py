@@ -73,7 +73,7 @@ def empty_gradient(grad: Tensor) -> Tensor:
     """An uninitialised [N, …] like ``grad``: its samples' own layout when dense, one after the other."""
     if not samples_are_dense(grad):
         return torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-    elements = grad[0].numel()
+    elements = grad.numel() // grad.shape[0]
     return torch.empty_strided(grad.shape, (elements, *grad.stride()[1:]), dtype=grad.dtype, device=grad.device)
 
 

@@ -161,11 +161,13 @@ __device__ __forceinline__ unsigned cluster_rank() {
 }
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();  // the instruction wants whole warps
   cooperative_groups::this_cluster().barrier_arrive();
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();
   cooperative_groups::this_cluster().barrier_wait();
 #endif
 }

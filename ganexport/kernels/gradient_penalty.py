@@ -11,6 +11,7 @@ works eagerly and inside ``torch.compile(fullgraph=True)`` (the ``backward()`` o
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import torch
@@ -159,6 +160,11 @@ def why_not_cuda(device: torch.device | str = "cuda", dtype: torch.dtype = torch
 @torch.compiler.assume_constant_result
 def _resolve(impl: str, device_type: str, device_index: int | None, dtype: torch.dtype) -> str:
     """ "cuda" or "reference"; a constant to the compiler, which must not trace the search for the library."""
+    return _decide(impl, device_type, device_index, dtype)
+
+
+@functools.cache
+def _decide(impl: str, device_type: str, device_index: int | None, dtype: torch.dtype) -> str:
     if impl not in IMPLEMENTATIONS:
         raise unknown_name("implementation", impl, IMPLEMENTATIONS)
     if impl == "reference" or (impl == "auto" and device_type != "cuda"):
@@ -169,7 +175,7 @@ def _resolve(impl: str, device_type: str, device_index: int | None, dtype: torch
         return "cuda"
     if impl == "cuda":
         raise BackendUnavailableError(f"the CUDA gradient penalty is not available: {reason}")
-    warnings.warn(f"gradient penalty: plain torch instead of the CUDA kernel: {reason}", stacklevel=3)
+    warnings.warn(f"gradient penalty: plain torch instead of the CUDA kernel: {reason}", stacklevel=4)
     return "reference"
 
 

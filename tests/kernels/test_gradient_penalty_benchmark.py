@@ -47,3 +47,15 @@ def test_the_table_is_computed_from_the_samples():
     report["measurements"].append(row("compile max-autotune", [6_000]) | {"series": [], "unavailable": "not run"})
     table = benchmark.render(report).splitlines()
     assert table[2] == "| 64×3×64×64 | fp32 | 4.0 | 2.00 | 4000 | 90% | 2.50 | 10.00 | 5.00 | – | – |"
+
+
+def test_the_docs_show_the_committed_results_or_say_that_there_are_none():
+    docs = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    reports = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((ROOT / "benchmarks" / "results").glob("*/kernel.json"))
+        if not path.parent.name.endswith("-dry-run")
+    ]
+    for report in reports:
+        assert benchmark.render(report) in docs, "run: python -m benchmarks.gradient_penalty --render FILE"
+    assert ("No GPU was to be had" in docs) == (not reports)
