@@ -34,6 +34,7 @@ from ganexport.seeding import batched
 from ganexport.spec import BATCH, Label, OneHot, spec_to_json
 
 JOB = "job.json"
+LOCK = ".lock"
 SCHEMA_VERSION = 1
 
 
@@ -189,10 +190,10 @@ def _opened(folder: Path, job: Job) -> Iterator[dict[str, str]]:
     with writing(folder):
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: a file is in the way; choose another output")
-        if folder.is_dir() and not (folder / JOB).is_file() and any(p.name != ".lock" for p in folder.iterdir()):
+        if folder.is_dir() and not (folder / JOB).is_file() and not all(map(_is_passing, folder.iterdir())):
             raise OutputError(f"{folder}: not empty and without a {JOB}; choose another output")
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / LOCK).open("w")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,9 +237,15 @@ def _finished(folder: Path, job: Job) -> dict[str, str]:
             kept[entry] = listed[entry]
         elif path.exists():
             _remove(path)
-    for stray in folder.glob(".shard-*"):
-        _remove(stray)
+    for path in folder.iterdir():
+        if _is_passing(path) and path.name != LOCK:
+            _remove(path)
     return kept
+
+
+def _is_passing(path: Path) -> bool:
+    """Whether a kill in the middle of writing may have left it: our hidden files, before they get their names."""
+    return path.name == LOCK or path.name.startswith((".shard-", f".{JOB}.", f".{CHECKSUMS}."))
 
 
 def _intact(path: Path, digest: str, format: str) -> bool:  # noqa: A002

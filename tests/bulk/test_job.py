@@ -181,6 +181,19 @@ def test_damaged_lost_and_half_written_shards_are_made_again(generator, tmp_path
     assert content(folder) == whole
 
 
+def test_what_a_kill_leaves_while_small_files_are_written_is_swept_up(generator, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in (".lock", ".job.json.x1"):  # killed before the job was written
+        (folder / name).touch()
+    generate_bulk(generator, folder, 20, format="npz", shard_size=10)
+    whole = content(folder)
+    assert sorted(whole) == ["SHA256SUMS", "job.json", "shard-000000.npz", "shard-000001.npz"]
+    (folder / ".SHA256SUMS.x2").write_text("half")
+    generate_bulk(generator, folder, 20, format="npz", shard_size=10)
+    assert content(folder) == whole
+
+
 def test_another_job_in_the_folder_is_refused_with_the_difference(generator, tmp_path):
     generate_bulk(generator, tmp_path / "out", 20, format="npz", shard_size=10)
     for change, message in (
