@@ -14,7 +14,7 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,24 @@ def _unavailable(name: str, reason: object, **about: Any) -> Candidate:
 # ---- stock ---------------------------------------------------------------------------------------
 
 
-def stock(model: str, folder: Path) -> Iterator[Candidate]:
+def stock(model: str, folder: Path, wanted: Callable[[str], bool]) -> Iterator[Candidate]:
     """What a user has without ganexport."""
     function = f"benchmarks._models:{MODELS[model].__name__}"
     for mode in ("eager", "compile", "compile-frozen"):
-        yield _candidate(mode, "ganexport.bench.factories:open_torch", {"source": function, "mode": mode}, who="stock")
+        if wanted(mode):
+            arguments = {"source": function, "mode": mode}
+            yield _candidate(mode, "ganexport.bench.factories:open_torch", arguments, who="stock")
     module, spec = MODELS[model]()
     text = spec_to_json(spec)
-    yield _file("torchscript (trace, freeze)", "torchscript", folder / "stock.pt", text, _trace, module)
-    yield _file("aoti", "aoti", folder / "stock.pt2", text, _package, module)
     path = folder / "stock.onnx"
-    yield _file("onnxruntime (stock export)", "onnxruntime", path, text, _export, module)
-    yield _file("openvino (stock export)", "openvino", path, text, _export, module)
+    for name, backend, target, make in (
+        ("torchscript (trace, freeze)", "torchscript", folder / "stock.pt", _trace),
+        ("aoti", "aoti", folder / "stock.pt2", _package),
+        ("onnxruntime (stock export)", "onnxruntime", path, _export),
+        ("openvino (stock export)", "openvino", path, _export),
+    ):
+        if wanted(name):
+            yield _file(name, backend, target, text, make, module)
 
 
 def _file(name: str, backend: str, path: Path, spec: str, make: Any, module: Any) -> Candidate:
@@ -116,7 +122,7 @@ def _package(module: Any, path: Path) -> None:
 # ---- ours ----------------------------------------------------------------------------------------
 
 
-def ours(model: str, folder: Path) -> Iterator[Candidate]:
+def ours(model: str, folder: Path, wanted: Callable[[str], bool]) -> Iterator[Candidate]:
     """What ``ganexport convert`` makes: every format and precision that passes its certificate."""
     from ganexport.export.convert import convert
 
@@ -132,8 +138,11 @@ def ours(model: str, folder: Path) -> Iterator[Candidate]:
         backend = {"onnx": "onnxruntime"}.get(kind, kind)
         name = f"{OURS} {backend} {precision}"
         target = folder / f"{kind}-{precision}"
+        if not wanted(name):
+            continue
+        say(f"  converting: {name}")
         try:
-            artifact = convert(function, to=[kind], output=target, precision=precision, verify_budget=20.0)
+            artifact = convert(function, to=[kind], output=target, precision=precision, verify_budget=10.0)
             file = artifact.find(kind, precision)
         except (GanExportError, ImportError) as error:
             yield _unavailable(name, error, who="ours", precision=precision)
@@ -170,9 +179,11 @@ def measure(model: str, options: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         say(f"{model}: exporting")
-        candidates = [*stock(model, folder), *ours(model, folder)]
-        if options.only:
-            candidates = [c for c in candidates if any(word in c.name for word in ["eager", *options.only.split(",")])]
+
+        def wanted(name: str) -> bool:
+            return not options.only or any(word in name for word in ("eager", *options.only.split(",")))
+
+        candidates = [*stock(model, folder, wanted), *ours(model, folder, wanted)]
         with Conductor(candidates, plan, lambda text, *_: say(f"  {text}") if options.verbose else None) as conductor:
             conductor.open()
             conductor.measure([("offline" if b > 1 else "single-stream", {"batch": b}) for b in options.batches])
