@@ -86,9 +86,11 @@ def plan(spec: GeneratorSpec, seen: Sequence[Mapping[str, int]] = (), optimum: i
     between = []
     for dim in spec.dims:
         shown = tuple(s[dim.name] for s in seen if dim.name in s)
-        between += [small | {dim.name: size} for size in dim.sizes(shown) if size not in (dim.min, dim.max, dim.opt)]
-        if BATCH in small and dim.name != BATCH and not spec.dim(BATCH).static and between:
-            between[-1] = between[-1] | {BATCH: min(small[BATCH] + 1, spec.dim(BATCH).max)}
+        others = small
+        if dim.name != BATCH and spec.batch is not None:  # a second sample shows whether rows are mixed up
+            others = small | {BATCH: min(spec.batch.min + spec.batch.step, spec.batch.max)}
+        sizes_between = [size for size in dim.sizes(shown) if size not in (dim.min, dim.max, dim.opt)]
+        between += [others | {dim.name: size} for size in sizes_between]
     free = [dim for dim in spec.dims if not dim.static]
     corners = [
         small | dict(zip((d.name for d in free), ends, strict=True))

@@ -1,0 +1,69 @@
+"""Generators rebuilt from their papers: each to ONNX and a TensorRT engine, proved at sizes the exporter never saw."""
+
+from __future__ import annotations
+
+import pytest
+from generators import GENERATORS
+
+from ganexport.export.convert import convert
+
+#: What every change is tested with: one of each difficulty, within the time of a continuous integration.
+QUICK = {("hifigan", "fp32"), ("cyclegan", "fp16"), ("textgan", "fp16"), ("sagan", "int8")}
+CASES = [
+    pytest.param(name, precision, marks=() if (name, precision) in QUICK else pytest.mark.slow)
+    for name in GENERATORS
+    for precision in ("fp32", "fp16")
+] + [pytest.param(name, "int8", marks=() if (name, "int8") in QUICK else pytest.mark.slow) for name in ("sagan", "rrdbnet")]
+
+
+@pytest.mark.parametrize(("name", "precision"), CASES)
+def test_a_generator_converts_and_holds_at_unseen_sizes(name, precision, tmp_path):
+    made = convert(
+        f"generators.{name}:make", to=["onnx", "trt"], output=tmp_path / "out", precision=precision, verify_budget=60,
+        **GENERATORS[name],
+    )  # fmt: skip
+    certificate = made.find("onnx", precision).certificate
+    assert certificate.verdict == "pass"
+    assert certificate.deterministic is True
+    for dim in made.spec.dims:
+        sizes = {sizes[dim.name] for sizes in certificate.unseen}
+        assert {dim.min, dim.max} <= sizes, f"{dim.name} was not proved at its ends"
+        assert len(sizes) >= min(4, (dim.max - dim.min) // dim.step)
+    for output in certificate.outputs:
+        assert output.samples >= 256
+    engine = made.find("trt", precision)
+    assert engine.bytes > 1000
+    assert engine.certificate.verdict in ("partial", "pass")
+
+
+def test_stylegans_batch_folded_convolutions_are_rewritten(tmp_path):
+    made = convert("generators.stylegan2:make", to="onnx", output=tmp_path / "out", **GENERATORS["stylegan2"])
+    file = made.find("onnx")
+    assert "per-sample-convolution: 8 grouped convolutions as patches times weights" in file.passes
+    assert "truncation: 0.7 baked in" in file.passes
+    assert {"batch": 9} in file.certificate.unseen
+    import onnx
+
+    for node in onnx.load(made.path / "generator.onnx").graph.node:
+        if node.op_type == "Conv":
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            assert groups in (1, 3, 16), "only channel-wise filters are grouped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", ["input", "constant"])
+def test_stylegans_noise_as_inputs_or_constant(noise, tmp_path):
+    described = GENERATORS["stylegan2"] | {"call": "noise_mode='random'"}
+    made = convert("generators.stylegan2:make", to="onnx", output=tmp_path / "out", noise=noise, **described)
+    assert made.find("onnx").certificate.verdict == "pass"
+    noises = [t for t in made.spec.inputs if t.name.startswith("noise_")]
+    assert len(noises) == (5 if noise == "input" else 0)
+    if noises:
+        assert noises[0].shape == ("batch", 1, 4, 4)
+
+
+def test_weight_norm_of_both_kinds_is_stripped_from_the_vocoder(tmp_path):
+    described = GENERATORS["hifigan"]
+    made = convert("generators.hifigan:make", to="onnx", output=tmp_path / "out", verify_budget=5, **described)
+    assert "strip-parametrizations: 12 weights" in made.find("onnx").passes
+    assert made.spec.outputs[0].shape == ("batch", 1, "8*frames")
