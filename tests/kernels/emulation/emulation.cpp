@@ -1,5 +1,7 @@
 // The kernels' own source, compiled for the host and launched on the emulated GPU from the same arguments and plans.
 #include "cuda_emulation.h"
+
+#include <cstdlib>
 // The emulation's names must come first.
 #include "gradient_penalty.cuh"
 #include "gradient_penalty.h"
@@ -129,6 +131,41 @@ int emulated_interpolate(const ganexport_interpolate_arguments* a, const Emulate
                                                       });
                            }),
                 traffic);
+}
+
+}  // extern "C"
+
+// The library's own C interface on the emulated GPU, "device" pointers being host pointers: for the Python side's tests.
+namespace {
+const EmulatedMachine kMachine{1 << 16, 4, 4, 64, 3, 0};
+const EmulatedRange kEverywhere{0, UINT64_MAX};
+EmulatedTraffic traffic;
+}  // namespace
+
+extern "C" {
+
+int ganexport_kernels_counters(int32_t, size_t count, uint32_t** counters) {
+  *counters = static_cast<uint32_t*>(std::calloc(count, sizeof(uint32_t)));
+  return 0;
+}
+
+int ganexport_gradient_penalty_workspace(const ganexport_gradient_penalty_arguments* a, int64_t* bytes) {
+  int64_t fields[10];
+  emulated_plan(a, &kMachine, fields);
+  *bytes = fields[9];
+  return 0;
+}
+
+int ganexport_gradient_penalty(const ganexport_gradient_penalty_arguments* a, void*) {
+  return emulated_penalty(a, &kMachine, &kEverywhere, 1, &traffic);
+}
+
+int ganexport_gradient_penalty_backward(const ganexport_gradient_penalty_arguments* a, void*) {
+  return emulated_backward(a, &kMachine, &kEverywhere, 1, &traffic);
+}
+
+int ganexport_interpolate(const ganexport_interpolate_arguments* a, void*) {
+  return emulated_interpolate(a, &kMachine, &kEverywhere, 1, &traffic);
 }
 
 }  // extern "C"
