@@ -362,4 +362,7 @@ def load_run(path: str | os.PathLike[str], *, step: int | None = None, ema: bool
             raise CheckpointError(f"{checkpoint.path}: holds no generator")
         load_state(module, checkpoint.tensors[which], str(checkpoint.path / f"{which}.safetensors"))
         found = checkpoint.state.step
-    return LoadedRun(module.float().eval().requires_grad_(False), spec, recipe_to_plain(recipe), found, recipe.name)
+    plain = recipe_to_plain(recipe)
+    # What is made from a run travels: the place of the images on this machine stays behind.
+    plain["data"]["source"] = Path(recipe.data.source).name
+    return LoadedRun(module.float().eval().requires_grad_(False), spec, plain, found, recipe.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from ganexport.cli._console import json_option, print_json, remarks
@@ -64,6 +66,8 @@ def command(
         download=download,
         reporter=ConsoleReporter(remarks()),
     )
+    if os.environ.get("RANK", "0") != "0":  # under torchrun process 0 speaks for all
+        return
     if as_json:
         print_json(result)
         return

@@ -20,7 +20,7 @@ from ganexport.errors import BackendUnavailableError, OutputError, RecipeError, 
 from ganexport.recipe import FILE, Recipe, load_recipe, override, read_toml, resolve, to_plain, to_toml
 from ganexport.training.curves import draw_curves
 from ganexport.training.distributed import Group
-from ganexport.training.loop import ROLLBACK_FACTOR, Trainer
+from ganexport.training.loop import DIVERGED_FILE, ROLLBACK_FACTOR, Trainer
 from ganexport.training.metrics import read_metrics
 from ganexport.training.networks import build, fitted
 from ganexport.training.progress import Reporter
@@ -170,8 +170,9 @@ def _train(
     if latest is not None:
         trainer.restore()
         reporter.remark(f"going on from step {latest.step} of {recipe.training.steps}")
-        if rollback and latest.step < recipe.training.steps:
-            trainer.lower_rate(trainer.rate_scale * ROLLBACK_FACTOR, trainer.rollbacks + 1, "asked for with --rollback")
+    if rollback and group.gather((run / DIVERGED_FILE).is_file())[0]:
+        why = f"the run had diverged; on from step {trainer.step}"
+        trainer.lower_rate(trainer.rate_scale * ROLLBACK_FACTOR, trainer.rollbacks + 1, why)
     clock = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - clock

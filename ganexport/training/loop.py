@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ganexport.artifact import write_atomic
 from ganexport.checkpoint import State, Tensors, load_state, read_checkpoint, remove_after, steps_of, write_checkpoint
 from ganexport.data import ImageSet
 from ganexport.errors import CheckpointError, DivergenceError, InterruptedBySignalError
@@ -35,6 +36,8 @@ from ganexport.training.signals import StopRequest
 #: What a rollback multiplies both rates by, and how often training may go back.
 ROLLBACK_FACTOR = 0.5
 MAX_ROLLBACKS = 5
+#: Left in the run when it diverged; what ``--resume --rollback`` looks for.
+DIVERGED_FILE = "diverged.txt"
 
 Part = Callable[[Tensor, dict[str, Tensor], Tensor | None], dict[str, Tensor]]
 
@@ -222,6 +225,8 @@ class Trainer:
                 self._writer.close()
 
     def _open_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
         if self.run is not None and self.group.leads:
             self._writer = MetricsWriter(self.run, self.step, tensorboard=self.recipe.logging.tensorboard)
         if self.run is not None and self.group.leads and self._grid is None:
@@ -363,6 +368,8 @@ class Trainer:
                 if tried
                 else "go on from it at a lower rate with --resume --rollback, or try other rates or a penalty"
             )
+            if self.run is not None and self.group.leads:
+                write_atomic(self.run / DIVERGED_FILE, f"{seen}\n".encode())
             raise DivergenceError(f"training diverged{tried}: {seen}; {back}: {advice}")
         rollbacks, scale = self.rollbacks + 1, self.rate_scale * ROLLBACK_FACTOR
         self.group.barrier()  # nobody reads the folder before everybody stopped writing to it
@@ -377,8 +384,6 @@ class Trainer:
     def lower_rate(self, scale: float, rollbacks: int, why: str) -> None:
         """Go on at a lower rate from here, and keep that in the checkpoint."""
         self.rate_scale, self.rollbacks = scale, rollbacks
-        if self._writer is not None:
-            self._writer.close()
         if self.run is not None and self.group.leads:
             remove_after(self.run, self.step)
         self._open_writer()
@@ -386,6 +391,8 @@ class Trainer:
             self._writer.write({"step": self.step, "event": "rollback", "rate_scale": scale, "why": why})
         if self.step:
             self.save()
+        if self.run is not None and self.group.leads:
+            (self.run / DIVERGED_FILE).unlink(missing_ok=True)
         self.reporter.remark(f"rollback {rollbacks}: {why}; rates are now {scale:g} times the recipe's")
 
 

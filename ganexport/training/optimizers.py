@@ -59,7 +59,8 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
+    return norm
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], norm: Tensor, limit: float) -> None:

@@ -59,6 +59,9 @@ def test_load_run(run: Path) -> None:
     assert not loaded.module.training
     assert loaded.recipe["architecture"]["width"] == 4
     assert loaded.spec.name == "tiny"
+    path = run / "recipe.toml"
+    path.write_text(path.read_text().replace('"mnist-10k"', '"/some/machine/digits.npz"'))
+    assert load_run(run).recipe["data"]["source"] == "digits.npz"
     average, raw = loaded.module.state_dict(), load_run(run, ema=False).module.state_dict()
     assert any(not torch.equal(average[name], raw[name]) for name in average)
     earlier = load_run(run, step=2).module.state_dict()

@@ -12,9 +12,10 @@ from torch import nn
 
 from ganexport.checkpoint import read_checkpoint, steps_of
 from ganexport.errors import DivergenceError
-from ganexport.recipe import Ema, Guard, Optimizer, Schedule
+from ganexport.recipe import Ema, Guard, Optimizer, Schedule, to_toml
 from ganexport.seeding import latents
 from ganexport.spec import BATCH, Dim, GeneratorSpec, Label, Normal, TensorSpec
+from ganexport.training.api import train
 from ganexport.training.autotune import Settings, Tuner, tune
 from ganexport.training.curves import draw_curves
 from ganexport.training.ema import MovingAverage
@@ -228,6 +229,28 @@ def test_rollback_recovers(tmp_path: Path) -> None:
     factors = [line["rate_factor"] for line in lines if "rate_factor" in line]
     assert factors == [1.0, 1.0, 0.5, 0.5, 0.5, 0.5]
     assert draw_curves(tmp_path).is_file()
+
+
+def test_resume_with_rollback_lowers_the_rate_of_a_run_that_diverged(tmp_path: Path) -> None:
+    recipe = tiny.recipe(training={"steps": 8, "checkpoint_every": 4})
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe))
+    first = tiny.trainer(recipe, tmp_path)
+
+    def planted(line: dict[str, float]) -> None:
+        if line["step"] == 6:
+            raise DivergedError("step 6: planted")
+
+    first.guard.look = planted  # type: ignore[method-assign]
+    with pytest.raises(DivergenceError, match="checkpoint 4 is the last good one"):
+        first.train()
+    assert "planted" in (tmp_path / "diverged.txt").read_text()
+    assert train(None, out=tmp_path, resume=True, rollback=True).finished
+    state = read_checkpoint(tmp_path).state
+    assert (state.rate_scale, state.rollbacks) == (0.5, 1)
+    assert not (tmp_path / "diverged.txt").exists()
+    # The same command again, on a run that did not diverge, changes nothing.
+    assert train(None, out=tmp_path, resume=True, rollback=True, sets=("training.steps=10",)).finished
+    assert read_checkpoint(tmp_path).state.rate_scale == 0.5
 
 
 # ---- tuner -----------------------------------------------------------------------------------
