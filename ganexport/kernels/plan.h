@@ -74,10 +74,11 @@ inline Plan make_plan(int64_t samples, int64_t elements, int element_bytes, bool
   plan.chunks = divide_up(plan.words, block_words);
   const int64_t total = samples * plan.chunks;
   plan.blocks = std::min<int64_t>(gradient ? 2 * total : total, 2 * static_cast<int64_t>(machine.multiprocessors));
-  // A whole sample must be read before any of it is scaled. Beyond that, as many chunks ahead as are being worked
-  // on, so that blocks rarely wait, unless L2 (half of it: dg passes through too) couldn't hold them.
+  // A whole sample must be read before any of it is scaled. Beyond that, as many chunks ahead as are in the blocks'
+  // hands (each holds two tickets, every other one a first read), so that blocks rarely wait, unless L2 (half of it:
+  // dg passes through too) couldn't hold them.
   const int64_t cached = machine.l2_bytes / 2 / (block_words * (plan.wide ? 16 : element_bytes));
-  plan.lag = plan.chunks + std::clamp<int64_t>(cached - plan.chunks, 1, std::max<int64_t>(plan.blocks / 2, 1));
+  plan.lag = plan.chunks + std::clamp<int64_t>(cached - plan.chunks, 1, plan.blocks);
   plan.zeroed_bytes = 16 + static_cast<size_t>(samples) * 8;
   plan.workspace_bytes = plan.zeroed_bytes + static_cast<size_t>(samples) * sizeof(double) +
                          static_cast<size_t>(total) * sizeof(float);

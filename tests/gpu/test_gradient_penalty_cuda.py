@@ -311,7 +311,7 @@ def test_sanitizer(tool):
         env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=150,
         check=False,
     )
     output = done.stdout + done.stderr

@@ -69,7 +69,7 @@ SIZES = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     samples=st.integers(1, 9),
     elements=SIZES,
