@@ -270,7 +270,9 @@ def _distinct(sizes: list[dict[str, int]]) -> tuple[dict[str, int], ...]:
 
 def _notes(done: list[InputSet], skipped: list[InputSet], budget: float) -> tuple[str, ...]:
     counts = {role: sum(s.count for s in done if s.role == role) for role in ("optimum", "corner", "unseen")}
-    notes = [f"{counts['optimum']} inputs at the optimum, {counts['corner']} at corners, {counts['unseen']} at sizes between"]
+    notes = [
+        f"{counts['optimum']} inputs at the optimum, {counts['corner']} at corners, {counts['unseen']} at sizes between"
+    ]
     if skipped:
         left = {role: sum(s.count for s in skipped if s.role == role) for role in counts}
         told = ", ".join(f"{n} {role}" for role, n in left.items() if n)

@@ -17,7 +17,7 @@ from ganexport.seeding import Sampling, batched
 from ganexport.spec import BATCH, GeneratorSpec
 
 if TYPE_CHECKING:
-    import onnx
+    from onnx import ModelProto
 
 Array = NDArray[Any]
 #: Relative error (root mean square) from which a layer counts as diverged: 26 dB.
@@ -48,17 +48,17 @@ class Layer(msgspec.Struct, frozen=True):
         return f"{self.operator} {self.node}{f' ({self.origin})' if self.origin else ''}"
 
 
-def outputs_of_all_nodes(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def outputs_of_all_nodes(model: ModelProto, names: Sequence[str]) -> ModelProto:
     """A copy whose outputs are these tensors."""
     onnx = require_onnx()
-    copy = onnx.ModelProto()
+    copy: ModelProto = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return copy
 
 
-def run_all(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
+def run_all(model: ModelProto, names: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Values of the named tensors, by ONNX Runtime without graph optimisation, which would remove them."""
     import onnxruntime
 
@@ -72,9 +72,9 @@ def run_all(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, Ar
         return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
 
 
-def _typed_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
+def _typed_outputs(model: ModelProto) -> ModelProto:
     onnx = require_onnx()
-    bare = onnx.ModelProto()
+    bare: ModelProto = onnx.ModelProto()
     bare.CopyFrom(model)
     names = [value.name for value in bare.graph.output]
     del bare.graph.output[:]
@@ -88,7 +88,7 @@ def _typed_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
     return bare
 
 
-def divergence(full: onnx.ModelProto, low: onnx.ModelProto, feeds: Sequence[Mapping[str, Array]], precision: str) -> list[Layer]:
+def divergence(full: ModelProto, low: ModelProto, feeds: Sequence[Mapping[str, Array]], precision: str) -> list[Layer]:
     """Compare every fp32 tensor of ``full`` with its counterpart in ``low``.
 
     Args:
@@ -124,9 +124,9 @@ def divergence(full: onnx.ModelProto, low: onnx.ModelProto, feeds: Sequence[Mapp
     return layers
 
 
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+def _named(model: ModelProto) -> ModelProto:
     onnx = require_onnx()
-    copy = onnx.ModelProto()
+    copy: ModelProto = onnx.ModelProto()
     copy.CopyFrom(model)
     name_nodes(copy)
     return copy
@@ -164,7 +164,7 @@ def overflowing(layers: Sequence[Layer], limit: float = FP16_MAX / 2) -> list[st
     return [layer.node for layer in layers if layer.peak > limit]
 
 
-def neighbours(model: onnx.ModelProto, nodes: set[str]) -> set[str]:
+def neighbours(model: ModelProto, nodes: set[str]) -> set[str]:
     """These nodes and those that read their outputs: a value too large for fp16 must not be cast in between."""
     produced = {name for node in model.graph.node if node.name in nodes for name in node.output}
     return nodes | {node.name for node in model.graph.node if produced & set(node.input)}
@@ -178,6 +178,6 @@ def small_feed(spec: GeneratorSpec) -> dict[str, Array]:
     return Sampling(spec, small).draw(0, 0, count)
 
 
-def read(path: Path) -> onnx.ModelProto:
+def read(path: Path) -> ModelProto:
     """The model of a file, its nodes named."""
     return _named(load_model(path))

@@ -62,7 +62,7 @@ def write_golden(folder: Path, spec: GeneratorSpec, reference: Engine, limit: in
         arrays |= {f"{number}/out/{name}": value for name, value in outputs.items()}
         used, samples, number = used + size, samples + chosen.count, number + 1
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type] - numpy's stub takes the keywords for its own
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_atomic(folder / GOLDEN, buffer.getvalue())
     return samples
 

@@ -16,7 +16,7 @@ from ganexport.errors import ArtifactError, MissingDependencyError, UsageError
 from ganexport.spec import BATCH, Dim, GeneratorSpec, Normal, TensorSpec, spec_from_json, spec_to_json
 
 if TYPE_CHECKING:
-    import onnx
+    from onnx import ModelProto
 
 #: Key of the ONNX metadata entry that holds the spec as JSON.
 SPEC_KEY = "ganexport.spec"
@@ -39,7 +39,7 @@ def require_onnx() -> Any:
     return onnx
 
 
-def load_model(path: Path) -> onnx.ModelProto:
+def load_model(path: Path) -> ModelProto:
     """Read an ONNX file with its external data.
 
     Raises:
@@ -49,7 +49,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise ArtifactError(f"{path}: no such ONNX file")
     try:
-        model = onnx.load(str(path), load_external_data=True)
+        model: ModelProto = onnx.load(str(path), load_external_data=True)
     except MemoryError:
         raise ArtifactError(f"{path}: too large for this machine's memory") from None
     except Exception as error:  # noqa: BLE001 - protobuf, onnx and the system raise unrelated classes
@@ -59,7 +59,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def save_model(model: onnx.ModelProto, path: Path, *, limit: int = PROTOBUF_LIMIT) -> tuple[str, ...]:
+def save_model(model: ModelProto, path: Path, *, limit: int = PROTOBUF_LIMIT) -> tuple[str, ...]:
     """Write an ONNX file; a model over ``limit`` bytes keeps its weights in ``<name>.data`` beside it.
 
     Returns:
@@ -76,9 +76,7 @@ def save_model(model: onnx.ModelProto, path: Path, *, limit: int = PROTOBUF_LIMI
             return ()
         data = f"{path.name}.data"
         (path.parent / data).unlink(missing_ok=True)  # onnx appends to what is there
-        onnx.save_model(
-            model, str(path), save_as_external_data=True, location=data, size_threshold=EXTERNAL_THRESHOLD
-        )
+        onnx.save_model(model, str(path), save_as_external_data=True, location=data, size_threshold=EXTERNAL_THRESHOLD)
         return (data,)
 
 
@@ -88,7 +86,7 @@ def first_line(error: BaseException | str, limit: int = 300) -> str:
     return (lines[0] if lines else type(error).__name__)[:limit]
 
 
-def read_spec(model: onnx.ModelProto) -> GeneratorSpec | None:
+def read_spec(model: ModelProto) -> GeneratorSpec | None:
     """The spec in the model's metadata; None when it has none.
 
     Raises:
@@ -103,7 +101,7 @@ def read_spec(model: onnx.ModelProto) -> GeneratorSpec | None:
     return None
 
 
-def write_spec(model: onnx.ModelProto, spec: GeneratorSpec) -> None:
+def write_spec(model: ModelProto, spec: GeneratorSpec) -> None:
     """Store the spec in the metadata and give the graph's inputs and outputs its symbolic shapes."""
     kept = [entry for entry in model.metadata_props if entry.key != SPEC_KEY]
     del model.metadata_props[:]
@@ -120,13 +118,13 @@ def write_spec(model: onnx.ModelProto, spec: GeneratorSpec) -> None:
                 shape.dim.add().dim_param = size
 
 
-def graph_inputs(model: onnx.ModelProto) -> list[Any]:
+def graph_inputs(model: ModelProto) -> list[Any]:
     """The graph's real inputs: without initializers, which old files list among them."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in initializers]
 
 
-def static_inputs(model: onnx.ModelProto, spec: GeneratorSpec) -> list[str]:
+def static_inputs(model: ModelProto, spec: GeneratorSpec) -> list[str]:
     """Dimensions that the spec calls symbolic and the graph fixed, as "z: batch is 2"."""
     found = []
     for value in graph_inputs(model):
@@ -153,7 +151,7 @@ def dtype_name(element: int) -> str:
 
 
 def derive_spec(
-    model: onnx.ModelProto, inputs: Iterable[TensorSpec] = (), dims: Iterable[Dim] = (), name: str = "generator"
+    model: ModelProto, inputs: Iterable[TensorSpec] = (), dims: Iterable[Dim] = (), name: str = "generator"
 ) -> GeneratorSpec:
     """A spec for a file that carries none, from its graph and what the user says.
 
@@ -183,14 +181,18 @@ def derive_spec(
             tensor = TensorSpec(tensor.name, tensor.dtype, tensor.shape, Normal())
         specs.append(tensor)
     if described:
-        raise UsageError(f"no input {sorted(described)[0]!r} in the ONNX file; it has: {', '.join(t.name for t in specs)}")
+        raise UsageError(
+            f"no input {sorted(described)[0]!r} in the ONNX file; it has: {', '.join(t.name for t in specs)}"
+        )
     outputs = [_derive_tensor(value, symbols, None, output=True) for value in model.graph.output]
     given = {dim.name: dim for dim in dims}
     used = [size for tensor in specs for size in tensor.shape if isinstance(size, str)]
     for symbol in dict.fromkeys(used):
         if symbol not in given:
             if symbol != BATCH:
-                raise UsageError(f"dimension {symbol!r} of the ONNX file is free: give its range, --dim {symbol}=min:opt:max")
+                raise UsageError(
+                    f"dimension {symbol!r} of the ONNX file is free: give its range, --dim {symbol}=min:opt:max"
+                )
             given[symbol] = Dim(BATCH)
     return GeneratorSpec(tuple(specs), tuple(outputs), tuple(given[s] for s in dict.fromkeys(used)), name)
 
@@ -213,7 +215,9 @@ def _derive_tensor(
         if len(described.shape) != len(shape) or any(
             isinstance(have, int) and have != want for have, want in zip(shape, described.shape, strict=True)
         ):
-            raise UsageError(f"input {described.name!r} is {shape} in the ONNX file, described as {list(described.shape)}")
+            raise UsageError(
+                f"input {described.name!r} is {shape} in the ONNX file, described as {list(described.shape)}"
+            )
         return TensorSpec(described.name, dtype, described.shape, described.sampler)
     return TensorSpec(value.name, dtype, tuple(shape))
 
@@ -234,7 +238,7 @@ def quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
+def optimise(model: ModelProto) -> ModelProto:
     """Fold constants and fuse with onnxslim where it is installed; the interface never changes.
 
     Returns:
@@ -246,11 +250,11 @@ def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
     except ImportError:
         return model
     interface = [v.name for v in graph_inputs(model)], [v.name for v in model.graph.output]
-    copy = onnx.ModelProto()
+    copy: ModelProto = onnx.ModelProto()
     copy.CopyFrom(model)
     with quiet():
         try:
-            slim = onnxslim.slim(copy)
+            slim: ModelProto | None = onnxslim.slim(copy)
         except Exception:  # noqa: BLE001 - an optimisation is never worth failing an export
             return model
     if slim is None or ([v.name for v in graph_inputs(slim)], [v.name for v in slim.graph.output]) != interface:
@@ -259,7 +263,7 @@ def optimise(model: onnx.ModelProto) -> onnx.ModelProto:
     return slim
 
 
-def _restore_origins(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
+def _restore_origins(slim: ModelProto, model: ModelProto) -> None:
     """The optimiser drops metadata: nodes that it kept (by output or by name) get theirs back."""
     origins = {key: origin_of(node) for node in model.graph.node for key in (node.name, *node.output)}
     for node in slim.graph.node:
@@ -282,18 +286,19 @@ def check_model(path: Path) -> None:
         raise ArtifactError(f"{path.name}: the ONNX checker refuses it: {first_line(error)}") from None
 
 
-def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+def infer_shapes(model: ModelProto) -> ModelProto:
     """Fresh shape inference from the symbolic inputs; the model itself when it is too large for it."""
     onnx = require_onnx()
     del model.graph.value_info[:]
     if model.ByteSize() > PROTOBUF_LIMIT:
         return model
     with contextlib.suppress(Exception):
-        return onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
+        inferred: ModelProto = onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
+        return inferred
     return model
 
 
-def sort_nodes(model: onnx.ModelProto) -> None:
+def sort_nodes(model: ModelProto) -> None:
     """Put every node after those whose outputs it reads, as the ONNX standard asks; stable otherwise."""
     made_by = {name: index for index, node in enumerate(model.graph.node) for name in node.output if name}
     order: list[int] = []
@@ -335,9 +340,11 @@ RANDOM_OPERATORS = frozenset(
 )
 
 
-def random_nodes(model: onnx.ModelProto) -> list[str]:
+def random_nodes(model: ModelProto) -> list[str]:
     """Nodes that draw fresh random numbers at run time, as "RandomNormalLike node_7"."""
-    return [f"{node.op_type} {node.name or node.output[0]}" for node in model.graph.node if node.op_type in RANDOM_OPERATORS]
+    return [
+        f"{node.op_type} {node.name or node.output[0]}" for node in model.graph.node if node.op_type in RANDOM_OPERATORS
+    ]
 
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])

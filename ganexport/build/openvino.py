@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ganexport.artifact import writing
 from ganexport.build.onnx_file import first_line
-from ganexport.build.options import Built, BuildOptions, file_name
+from ganexport.build.options import BuildOptions, Built, file_name
 from ganexport.errors import ExportError, MissingDependencyError
 from ganexport.spec import GeneratorSpec
 
@@ -56,5 +56,7 @@ def build(model: Path, spec: GeneratorSpec, folder: Path, precision: str, option
 
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower() or "unsupported" in line.lower() or "failed" in line.lower()]
+    telling = [
+        line for line in lines if "error" in line.lower() or "unsupported" in line.lower() or "failed" in line.lower()
+    ]
     return first_line((telling or lines or [type(error).__name__])[-1])

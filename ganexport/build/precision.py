@@ -17,19 +17,20 @@ from ganexport.build.onnx_file import require_onnx
 from ganexport.errors import ExportError
 
 if TYPE_CHECKING:
-    import onnx
+    from onnx import ModelProto
 
 #: Operators that sum, square or exponentiate: their results leave fp16's range or lose its 11 bits.
 #: Recurrent ones add up their rounding step by step, and ONNX Runtime 1.32 crashes on an fp16 GRU.
 SENSITIVE = frozenset(
     {
-        "CumSum", "Exp", "GRU", "LSTM", "RNN", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax",
+        "CumSum", "Exp", "GRU", "LSTM", "RNN", "GroupNormalization", "InstanceNormalization", "LayerNormalization",
+        "Log", "LogSoftmax",
         "LpNormalization", "MeanVarianceNormalization", "Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum",
         "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Softmax", "Softplus", "Sqrt",
     }
 )  # fmt: skip
-#: Operators that only rename elements: beside a node in fp32 they stay in fp32, and the cast moves past them
-#: (ONNX Runtime 1.32 crashes on a cast between a Transpose and a GRU).
+#: Operators that only rename elements: beside a node in fp32 they stay in fp32, and the cast moves past
+#: them (ONNX Runtime 1.32 crashes on a cast between a Transpose and a GRU).
 _RENAMING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 #: Largest finite fp16; bf16 has fp32's range.
 FP16_MAX = 65504.0
@@ -39,7 +40,7 @@ _TYPED_BY_ATTRIBUTE = frozenset({"RandomNormal", "RandomNormalLike", "RandomUnif
 BF16_OPSET = 22
 
 
-def low_precision(model: onnx.ModelProto, precision: str, keep: Collection[str] = ()) -> onnx.ModelProto:
+def low_precision(model: ModelProto, precision: str, keep: Collection[str] = ()) -> ModelProto:
     """A copy of an fp32 model that computes in fp16 or bf16.
 
     Args:
@@ -54,7 +55,7 @@ def low_precision(model: onnx.ModelProto, precision: str, keep: Collection[str] 
         ExportError: The graph's types cannot be inferred.
     """
     onnx = require_onnx()
-    copy = onnx.ModelProto()
+    copy: ModelProto = onnx.ModelProto()
     copy.CopyFrom(model)
     if precision == "bf16":
         copy = _raise_opset(copy)
@@ -64,7 +65,7 @@ def low_precision(model: onnx.ModelProto, precision: str, keep: Collection[str] 
     return copy
 
 
-def name_nodes(model: onnx.ModelProto) -> None:
+def name_nodes(model: ModelProto) -> None:
     """Give every node a name of its own."""
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
@@ -73,26 +74,29 @@ def name_nodes(model: onnx.ModelProto) -> None:
         seen.add(node.name)
 
 
-def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+def _raise_opset(model: ModelProto) -> ModelProto:
     onnx = require_onnx()
     current = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
     if current >= BF16_OPSET:
         return model
     try:
-        return onnx.version_converter.convert_version(model, BF16_OPSET)
+        raised: ModelProto = onnx.version_converter.convert_version(model, BF16_OPSET)
     except Exception as error:  # noqa: BLE001 - the converter raises bare RuntimeErrors
         raise ExportError(
             f"bf16 needs ONNX opset {BF16_OPSET}, and the graph cannot be raised to it ({str(error)[:200]}): "
             f"convert the source with --opset {BF16_OPSET}"
         ) from None
+    return raised
 
 
-def _constants_to_initializers(model: onnx.ModelProto) -> None:
+def _constants_to_initializers(model: ModelProto) -> None:
     onnx = require_onnx()
     kept = []
     for node in model.graph.node:
         value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
-        number = next((a for a in node.attribute if a.name == "value_float"), None) if node.op_type == "Constant" else None
+        number = (
+            next((a for a in node.attribute if a.name == "value_float"), None) if node.op_type == "Constant" else None
+        )
         if value is not None:
             tensor = model.graph.initializer.add()
             tensor.CopyFrom(value)
@@ -112,7 +116,7 @@ def _copied(node: Any) -> Any:
     return copy
 
 
-def float_tensors(model: onnx.ModelProto) -> set[str]:
+def float_tensors(model: ModelProto) -> set[str]:
     """Names of all fp32 tensors of the main graph.
 
     Raises:
@@ -132,7 +136,7 @@ def float_tensors(model: onnx.ModelProto) -> set[str]:
 class _Conversion:
     """One graph under way: decides per node, then rewires."""
 
-    def __init__(self, model: onnx.ModelProto, precision: str, keep: frozenset[str]) -> None:
+    def __init__(self, model: ModelProto, precision: str, keep: frozenset[str]) -> None:
         onnx = require_onnx()
         self.onnx = onnx
         self.model = model
@@ -310,9 +314,7 @@ class _Conversion:
 
 def _feeds_integers(node: Any, floats: set[str]) -> bool:
     """Float to integer: the image's last steps and index arithmetic, where narrow rounding shows."""
-    return node.op_type in ("Cast", "Round", "Floor", "Ceil") and not all(name in floats for name in node.output) or (
-        node.op_type == "Round"
-    )
+    return node.op_type == "Round" or (node.op_type == "Cast" and not all(name in floats for name in node.output))
 
 
 def _captured(node: Any) -> set[str]:
@@ -335,7 +337,7 @@ def _schema(operator: str, opset: int) -> Any:
         return None
 
 
-def matching(model: onnx.ModelProto, wanted: Iterable[str]) -> list[str]:
+def matching(model: ModelProto, wanted: Iterable[str]) -> list[str]:
     """Those of ``wanted`` that are neither a node's name nor an operator type of the graph."""
     known = {name for node in model.graph.node for name in (node.name, node.op_type)}
     return [name for name in wanted if name not in known]

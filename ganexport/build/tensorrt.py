@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ganexport.artifact import write_atomic
-from ganexport.build.options import Built, BuildOptions, file_name
+from ganexport.build.options import BuildOptions, Built, file_name
 from ganexport.errors import BackendUnavailableError, ExportError, MissingDependencyError, UsageError
 from ganexport.spec import Dim, GeneratorSpec
 
@@ -142,7 +142,8 @@ def _parse(trt: Any, flavour: str, log: Any, network: Any, model: Path) -> None:
     origin = node_origin(model, str(node))
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     raise ExportError(
-        f"{flavour} {trt.__version__} cannot parse {where}{f' from {origin}' if origin else ''}: {description[:300]}{more}"
+        f"{flavour} {trt.__version__} cannot parse {where}{f' from {origin}' if origin else ''}: "
+        f"{description[:300]}{more}"
     )
 
 
@@ -184,7 +185,9 @@ def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
 
 def _target(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
     if not hasattr(config, "set_compute_capability"):
-        raise UsageError("target compute capabilities exist in TensorRT-RTX only; plain TensorRT builds for its own GPU")
+        raise UsageError(
+            "target compute capabilities exist in TensorRT-RTX only; plain TensorRT builds for its own GPU"
+        )
     known = {name: getattr(trt.ComputeCapability, name) for name in dir(trt.ComputeCapability) if name.startswith("SM")}
     config.num_compute_capabilities = len(capabilities)
     for index, text in enumerate(capabilities):

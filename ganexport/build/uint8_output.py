@@ -22,13 +22,13 @@ def uint8_spec(spec: GeneratorSpec) -> GeneratorSpec:
     """
     image = spec.image_output
     if image is None:
-        raise UsageError(
-            "uint8 output needs an image among the outputs; declare it, e.g. --output 'image=[-1,1]:NCHW'"
-        )
+        raise UsageError("uint8 output needs an image among the outputs; declare it, e.g. --output 'image=[-1,1]:NCHW'")
     if image.dtype == "uint8":
         raise UsageError(f"output {image.name!r} is uint8 already")
     if image.range is None:
-        raise UsageError(f"uint8 output needs the range of {image.name!r}: --output '{image.name}=[-1,1]:{image.layout}'")
+        raise UsageError(
+            f"uint8 output needs the range of {image.name!r}: --output '{image.name}=[-1,1]:{image.layout}'"
+        )
     shape = image.shape
     if image.layout == "NCHW":
         shape = (shape[0], shape[2], shape[3], shape[1])
@@ -64,7 +64,7 @@ def append_uint8(model: onnx.ModelProto, spec: GeneratorSpec) -> GeneratorSpec:
                 if name == image.name:
                     names[index] = raw
     for name, value in (("low", low), ("scale", 255.0 / (high - low)), ("zero", 0.0), ("peak", 255.0)):
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), f"uint8_{name}"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), f"uint8_{name}"))
     steps = [("Sub", ["uint8_low"]), ("Mul", ["uint8_scale"]), ("Round", []), ("Clip", ["uint8_zero", "uint8_peak"])]
     current = raw
     for operator, extra in steps:

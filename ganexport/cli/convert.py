@@ -22,20 +22,43 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("source")
-@click.option("--to", "formats", multiple=True, required=True, metavar="FORMAT",
-              help="torchscript, onnx, trt, openvino, aoti, triton or web; may be given several times. Or auto: the fastest here.")
-@click.option("-o", "--output", "given", required=True, multiple=True, metavar="ARTIFACT|SPEC",
-              help="The artifact (a folder); or what an output means: --output image=[-1,1]:NCHW.")
+@click.option(
+    "--to",
+    "formats",
+    multiple=True,
+    required=True,
+    metavar="FORMAT",
+    help="torchscript, onnx, trt, openvino, aoti, triton, web; may be given several times. Or auto: the fastest here.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "given",
+    required=True,
+    multiple=True,
+    metavar="ARTIFACT|SPEC",
+    help="The artifact (a folder); or what an output means: --output image=[-1,1]:NCHW.",
+)
 @click.option("--precision", metavar="P", help="fp32, fp16, bf16, int8 or auto.  [default: fp32; auto with --to auto]")
-@click.option("--input", "inputs", multiple=True, metavar="SPEC",
-              help="An input of your module, in its order: \"z=normal[batch,512]\", \"y=label(10)[batch]\".")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="SPEC",
+    help='An input of your module, in its order: "z=normal[batch,512]", "y=label(10)[batch]".',
+)
 @click.option("--dim", "dims", multiple=True, metavar="RANGE", help="Range of a dimension: height=64:256:1024/8.")
 @click.option("--batch", metavar="MIN:OPT:MAX", help="Range of the batch, short for --dim batch=….")
 @click.option("--weights", type=click.Path(path_type=Path), help="Weights for a factory's module.")
 @click.option("--weights-key", metavar="KEY", help="Where the weights are in a nested checkpoint: g_ema.")
 @click.option("--call", default="", metavar="ARGS", help="Keyword arguments of every call: \"noise_mode='const'\".")
-@click.option("--noise", default="error", show_default=True, metavar="MODE",
-              help="Random numbers drawn inside forward: error, input or constant.")
+@click.option(
+    "--noise",
+    default="error",
+    show_default=True,
+    metavar="MODE",
+    help="Random numbers drawn inside forward: error, input or constant.",
+)
 @click.option("--truncation", type=float, help="Truncation to bake into the graph.")
 @click.option("--output-dtype", metavar="DTYPE", help="uint8: the image leaves the graph as NHWC bytes.")
 @click.option("--opset", type=click.IntRange(17, 23), default=20, show_default=True, help="ONNX opset.")
@@ -44,16 +67,36 @@ Examples:
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT's timing cache file.")
 @click.option("--version-compatible", is_flag=True, help="TensorRT: loadable by later versions of the same major.")
 @click.option("--hardware-compatible", is_flag=True, help="TensorRT: loadable by later GPU generations.")
-@click.option("--compute-capability", "capabilities", multiple=True, metavar="CC",
-              help="TensorRT-RTX: target GPU, 8.9; may be given several times.")
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    metavar="CC",
+    help="TensorRT-RTX: target GPU, 8.9; may be given several times.",
+)
 @click.option("--keep-fp32", multiple=True, metavar="NODE", help="ONNX node or operator that stays in fp32.")
-@click.option("--calibration-samples", type=click.IntRange(1), default=64, show_default=True, help="Inputs drawn for int8.")
-@click.option("--verify-budget", type=float, default=120.0, show_default=True, metavar="S", help="Seconds of comparing a file.")
+@click.option(
+    "--calibration-samples", type=click.IntRange(1), default=64, show_default=True, help="Inputs drawn for int8."
+)
+@click.option(
+    "--verify-budget", type=float, default=120.0, show_default=True, metavar="S", help="Seconds of comparing a file."
+)
 @click.option("--min-psnr", type=float, metavar="DB", help="Instead of the tolerance table's.")
-@click.option("--optimize-for", type=click.Choice(["latency", "throughput", "balanced"]), default="balanced",
-              show_default=True, help="--to auto: the smallest batch, the largest, or all alike.")
-@click.option("--bench-batch", "bench_batches", type=click.IntRange(1), multiple=True, metavar="N",
-              help="--to auto: a batch size to measure; may be given several times.")
+@click.option(
+    "--optimize-for",
+    type=click.Choice(["latency", "throughput", "balanced"]),
+    default="balanced",
+    show_default=True,
+    help="--to auto: the smallest batch, the largest, or all alike.",
+)
+@click.option(
+    "--bench-batch",
+    "bench_batches",
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="N",
+    help="--to auto: a batch size to measure; may be given several times.",
+)
 @click.option("--allow-torch", is_flag=True, help="--to auto: formats that need torch at run time compete too.")
 @click.option("--allow-mismatch", is_flag=True, help="Publish files outside tolerance, and record it.")
 @json_option

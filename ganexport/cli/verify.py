@@ -18,8 +18,12 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--against", metavar="SOURCE", help="A run, a model's name, package.module:factory, an artifact or an .onnx.")
-@click.option("--format", "formats", multiple=True, metavar="FORMAT", help="Only this format; may be given several times.")
+@click.option(
+    "--against", metavar="SOURCE", help="A run, a model's name, package.module:factory, an artifact or an .onnx."
+)
+@click.option(
+    "--format", "formats", multiple=True, metavar="FORMAT", help="Only this format; may be given several times."
+)
 @click.option("--input", "inputs", multiple=True, metavar="SPEC", help="As for convert, when SOURCE needs it.")
 @click.option("--dim", "dims", multiple=True, metavar="RANGE", help="As for convert.")
 @click.option("--batch", metavar="MIN:OPT:MAX", help="As for convert.")
@@ -27,8 +31,15 @@ Examples:
 @click.option("--weights-key", metavar="KEY", help="As for convert.")
 @click.option("--call", default="", metavar="ARGS", help="As for convert.")
 @click.option("--noise", default="error", metavar="MODE", help="As for convert.")
-@click.option("--verify-budget", "budget", type=float, default=120.0, show_default=True, metavar="S",
-              help="Seconds of comparing a file with SOURCE.")
+@click.option(
+    "--verify-budget",
+    "budget",
+    type=float,
+    default=120.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds of comparing a file with SOURCE.",
+)
 @click.option("--min-psnr", type=float, metavar="DB", help="Instead of the tolerance table's.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Where the worst sample is drawn on failure.")
 @json_option
@@ -37,7 +48,9 @@ def command(artifact: Path, as_json: bool, **settings: Any) -> None:
     from ganexport.export.verify import verify
 
     console = remarks()
-    described = {k: v for k, v in settings.items() if k in ("inputs", "dims", "batch", "weights", "weights_key", "call", "noise")}
+    described = {
+        k: v for k, v in settings.items() if k in ("inputs", "dims", "batch", "weights", "weights_key", "call", "noise")
+    }
     rest = {k: v for k, v in settings.items() if k not in described}
     if rest["against"] is None:
         described = {}

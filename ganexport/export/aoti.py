@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ganexport.build.options import Built, BuildOptions, file_name
+from ganexport.build.options import BuildOptions, Built, file_name
 from ganexport.errors import ExportError, MissingDependencyError
 from ganexport.export.prepared import Prepared
 

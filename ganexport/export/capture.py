@@ -53,8 +53,7 @@ def dynamic_shapes(spec: GeneratorSpec) -> tuple[Any, ...]:
     symbols = {dim.name: _symbol(dim) for dim in spec.dims if not dim.static}
     return (
         tuple(
-            {axis: symbols[size] for axis, size in enumerate(tensor.shape) if size in symbols}
-            for tensor in spec.inputs
+            {axis: symbols[size] for axis, size in enumerate(tensor.shape) if size in symbols} for tensor in spec.inputs
         ),
     )
 
@@ -98,7 +97,12 @@ def _watch_sizes(found: list[str]) -> Iterator[None]:
 
     torch says which dimension was restricted, but not where.
     """
-    watched = [(torch.SymBool, "__bool__"), (torch.SymInt, "__bool__"), (torch.SymInt, "__int__"), (torch.SymInt, "__index__")]
+    watched = [
+        (torch.SymBool, "__bool__"),
+        (torch.SymInt, "__bool__"),
+        (torch.SymInt, "__int__"),
+        (torch.SymInt, "__index__"),
+    ]
     originals = [(owner, name, getattr(owner, name)) for owner, name in watched if name in vars(owner)]
 
     def watching(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -137,7 +141,12 @@ def explain(error: BaseException, spec: GeneratorSpec, decisions: Sequence[str] 
             f"{at}Python branches on (or reads) a value that depends on the input, so one graph cannot hold both "
             "paths; use torch.where (or torch.cond), or pass the choice with --call"
         )
-    if "specialized" in text or "Constraints violated" in text or "not all values" in text or "ConstraintViolation" in type(error).__name__:
+    if (
+        "specialized" in text
+        or "Constraints violated" in text
+        or "not all values" in text
+        or "ConstraintViolation" in type(error).__name__
+    ):
         at = at or (f"{' or '.join(decisions[:3])}: " if decisions else "")
         return _specialised(text, at, spec)
     return ExportError(f"{at}torch.export cannot trace the module: {type(error).__name__}: {_first(text)}")
@@ -151,8 +160,8 @@ def _specialised(text: str, at: str, spec: GeneratorSpec) -> ExportError:
         if fixed := re.search(rf"\n\s*{symbol}\s*=\s*(\d+)\s*(?:\n|$)", text):
             size = int(fixed.group(1)) * dim.step
             return ExportError(
-                f"{at}the code fixes {dim.name} (to {size}), for instance by int(), len() or a table of that size; keep it "
-                f"symbolic (x.shape[…] as it is), or export the one size: --dim {dim.name}={size}"
+                f"{at}the code fixes {dim.name} (to {size}), for instance by int(), len() or a table of that size; "
+                f"keep it symbolic (x.shape[…] as it is), or export the one size: --dim {dim.name}={size}"
             )
         if multiple := re.search(rf"\n\s*{symbol}\s*=\s*(\d+)\s*\*", text):
             step = int(multiple.group(1)) * dim.step
@@ -163,8 +172,8 @@ def _specialised(text: str, at: str, spec: GeneratorSpec) -> ExportError:
         if bound := re.search(rf"Dim\('{symbol}',?\s*([^)]*)\)", text):
             return ExportError(
                 f"{at}the code branches on the size of {dim.name}, so one graph does not hold for "
-                f"{dim.min} to {dim.max} (it asks for {bound.group(1).strip()}); make the branch independent of the size, "
-                f"or narrow --dim {dim.name}=min:opt:max to one side of it"
+                f"{dim.min} to {dim.max} (it asks for {bound.group(1).strip()}); make the branch independent of the "
+                f"size, or narrow --dim {dim.name}=min:opt:max to one side of it"
             )
     if equal := re.search(r"\n\s*_(\w+?)(?:_steps)? = _(\w+?)(?:_steps)?\s*(?:\n|$)", text):
         return ExportError(

@@ -149,10 +149,10 @@ def source_spec(source: GraphSource) -> GeneratorSpec | None:
 
 
 def _refuse(source: GraphSource, model: Any, spec: GeneratorSpec, precision: str, settings: ConvertSettings) -> None:
-    if precision != "fp32" and settings.precision != precision:
+    if precision not in ("fp32", settings.precision):
         raise UsageError(
-            f"{source.path.name} is {precision}: other precisions are made from fp32; ask for --precision {precision}, or "
-            "convert the original source"
+            f"{source.path.name} is {precision}: other precisions are made from fp32; ask for --precision {precision}, "
+            "or convert the original source"
         )
     if fixed := onnx_file.static_inputs(model, spec):
         raise UsageError(f"the ONNX file fixes {'; '.join(fixed)}: it cannot take other sizes; export it again")
@@ -235,4 +235,3 @@ class _BytesReference:
         pixels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
         outputs[self.image.name] = pixels.transpose(0, 2, 3, 1) if self.image.layout == "NCHW" else pixels
         return outputs
-

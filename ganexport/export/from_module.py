@@ -82,4 +82,3 @@ def versions() -> dict[str, str]:
     import onnx
 
     return {"ganexport": ganexport.__version__, "torch": str(torch.__version__), "onnx": onnx.__version__}
-

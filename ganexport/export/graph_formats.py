@@ -58,14 +58,28 @@ def add_built_from_onnx(
         publication.say(f"building {name}")
         module = formats.load(name)
         made = module.build(
-            publication.folder / built.path, publication.spec, publication.folder, precision, publication.settings.options
+            publication.folder / built.path,
+            publication.spec,
+            publication.folder,
+            precision,
+            publication.settings.options,
         )
         judged, picture = publication.certify(
-            publication.folder / made.path, name, precision, seen, made.requires, made.notes, vouched(certificate, built.path)
+            publication.folder / made.path,
+            name,
+            precision,
+            seen,
+            made.requires,
+            made.notes,
+            vouched(certificate, built.path),
         )
         origin = tuple(p for p in built.passes)
         publication.add(
-            Built(made.path, made.companions, made.requires, (*origin, *made.passes), made.notes), name, precision, judged, picture
+            Built(made.path, made.companions, made.requires, (*origin, *made.passes), made.notes),
+            name,
+            precision,
+            judged,
+            picture,
         )
 
 

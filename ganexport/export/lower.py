@@ -20,7 +20,11 @@ ROUNDS = 6
 
 
 def lower(
-    publication: Publication, source: Built, precision: str, seen: Sequence[Mapping[str, int]], wanted: Sequence[str] = ()
+    publication: Publication,
+    source: Built,
+    precision: str,
+    seen: Sequence[Mapping[str, int]],
+    wanted: Sequence[str] = (),
 ) -> Lowered:
     """Make and certify the ONNX file of another precision.
 

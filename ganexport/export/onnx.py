@@ -7,10 +7,11 @@ import io
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ganexport.build import onnx_file
-from ganexport.build.options import Built, BuildOptions, file_name
+from ganexport.build.options import BuildOptions, Built, file_name
 from ganexport.errors import ExportError
 from ganexport.export.prepared import Prepared
 
@@ -47,7 +48,7 @@ def export(
     missing = set(names) - {value.name for value in model.graph.input}
     for tensor in spec.inputs:  # an input that nothing depends on is still part of the interface
         if tensor.name in missing:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(onnx.numpy_helper.np.dtype(tensor.dtype))
+            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
             model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, kind, list(tensor.shape)))
     model = onnx_file.optimise(model)
     _order_inputs(model, names)

@@ -155,7 +155,9 @@ def _supply_noise(found: Probe, spec: GeneratorSpec, noise: str) -> tuple[dict[s
             for i, (draw, shape) in enumerate(zip(found.draws, found.noise_shapes, strict=True))
         ]
         return {"noise_inputs": len(inputs)}, msgspec.structs.replace(spec, inputs=(*spec.inputs, *inputs))
-    return {"constants": [_constant(d, s, i) for i, (d, s) in enumerate(zip(found.draws, found.noise_shapes, strict=True))]}, spec
+    return {
+        "constants": [_constant(d, s, i) for i, (d, s) in enumerate(zip(found.draws, found.noise_shapes, strict=True))]
+    }, spec
 
 
 def _free(name: str, taken: set[str]) -> str:

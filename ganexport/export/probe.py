@@ -36,7 +36,7 @@ def probe_sizes(spec: GeneratorSpec) -> list[dict[str, int]]:
     base = {dim.name: _near(dim.min, dim.step, dim.max, 2 if dim.name == BATCH else 0) for dim in spec.dims}
     points = [base]
     for dim in spec.dims:
-        others = [size for size in (dim.min, base[dim.name] + dim.step, base[dim.name] + 2 * dim.step, dim.max)]
+        others = [dim.min, base[dim.name] + dim.step, base[dim.name] + 2 * dim.step, dim.max]
         allowed = [size for size in dict.fromkeys(others) if dim.min <= size <= dim.max and size != base[dim.name]]
         points += [base | {dim.name: size} for size in sorted(allowed)[:2]]
     return points
@@ -107,13 +107,17 @@ def _names(function: Wrapped, feeds: tuple[torch.Tensor, ...]) -> list[str] | No
 def _symbolic(points: list[dict[str, int]], shapes: list[tuple[int, ...]], name: str) -> Shape:
     if any(len(shape) != len(shapes[0]) for shape in shapes):
         raise ExportError(f"{name} has {len(shapes[0])} dimensions at one size and another number at another")
-    return tuple(_expression(points, [shape[axis] for shape in shapes], f"{name}_{axis}") for axis in range(len(shapes[0])))
+    return tuple(
+        _expression(points, [shape[axis] for shape in shapes], f"{name}_{axis}") for axis in range(len(shapes[0]))
+    )
 
 
 def _expression(points: list[dict[str, int]], sizes: list[int], fallback: str) -> int | str:
     if len(set(sizes)) == 1:
         return sizes[0]
-    moving = [n for n in points[0] if any(p[n] != points[0][n] and s != sizes[0] for p, s in zip(points, sizes, strict=True))]
+    moving = [
+        n for n in points[0] if any(p[n] != points[0][n] and s != sizes[0] for p, s in zip(points, sizes, strict=True))
+    ]
     if len(moving) != 1:
         return fallback
     pairs = [(p[moving[0]], s) for p, s in zip(points, sizes, strict=True)]

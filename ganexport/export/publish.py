@@ -87,9 +87,14 @@ class Publication:
         return outcome.certificate, picture
 
     def add(
-        self, built: Built, format: str, precision: str, certificate: Certificate, picture: str = "",  # noqa: A002
+        self,
+        built: Built,
+        format: str,  # noqa: A002
+        precision: str,
+        certificate: Certificate,
+        picture: str = "",
         hint: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take a certified file into the artifact.
 
         Args:
@@ -111,9 +116,14 @@ class Publication:
             )
         self.files.append(
             self.writer.describe(
-                built.path, format, precision, requires=built.requires, companions=built.companions,
-                passes=(*self.passes, *built.passes), certificate=certificate,
-            )  # fmt: skip
+                built.path,
+                format,
+                precision,
+                requires=built.requires,
+                companions=built.companions,
+                passes=(*self.passes, *built.passes),
+                certificate=certificate,
+            )
         )
 
     def publish(

@@ -134,7 +134,8 @@ def _from_artifact(path: Path, description: Description, precision: str) -> Grap
     present = [f for f in artifact.manifest.files if f.format == "onnx"]
     exact = [f for f in present if f.precision == precision]
     full = [f for f in present if f.precision == "fp32"]
-    file = (exact or full or present or [None])[0] or artifact.find("onnx")  # which raises, naming what is there
+    usable = exact or full or present
+    file = usable[0] if usable else artifact.find("onnx")  # which raises, naming what is there
     return GraphSource(artifact.verified_path(file), artifact.manifest.provenance, artifact, file)
 
 
@@ -177,8 +178,7 @@ def _from_factory(text: str, description: Description) -> TorchSource:
     spec = None
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], GeneratorSpec):
         made, spec = made
-    source = _from_module(made, description, text, spec)
-    return source
+    return _from_module(made, description, text, spec)
 
 
 def _call_factory(text: str) -> Any:
@@ -233,9 +233,7 @@ def _current_directory_importable() -> Any:
                 sys.path.remove(here)
 
 
-def _from_module(
-    module: Any, description: Description, name: str, spec: GeneratorSpec | None = None
-) -> TorchSource:
+def _from_module(module: Any, description: Description, name: str, spec: GeneratorSpec | None = None) -> TorchSource:
     torch = require_torch("exporting a module")
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{name}: gives a {type(module).__name__}, not an nn.Module or (nn.Module, GeneratorSpec)")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ganexport.artifact import writing
-from ganexport.build.options import Built, BuildOptions, file_name
+from ganexport.build.options import BuildOptions, Built, file_name
 from ganexport.errors import ExportError
 from ganexport.export.capture import example_inputs, example_sizes
 from ganexport.export.prepared import Prepared
@@ -21,7 +21,11 @@ PRECISIONS = ("fp32",)
 
 
 def export(
-    prepared: Prepared, program: torch.export.ExportedProgram | None, folder: Path, precision: str, options: BuildOptions
+    prepared: Prepared,
+    program: torch.export.ExportedProgram | None,
+    folder: Path,
+    precision: str,
+    options: BuildOptions,
 ) -> Built:
     """Write ``generator.torchscript.pt``.
 
@@ -46,8 +50,8 @@ def export(
         scripted = None if program is None else _script(program)
         if scripted is None or _differs(prepared, scripted):
             raise ExportError(
-                f"TorchScript cannot hold this module: its trace {problem}, and it cannot be scripted; make the branch or "
-                "size in forward depend on tensors alone, or use --to onnx"
+                f"TorchScript cannot hold this module: its trace {problem}, and it cannot be scripted; make the branch "
+                "or size in forward depend on tensors alone, or use --to onnx"
             )
         traced, method = scripted, "scripted from torch.export's graph"
     name = file_name("torchscript.pt", precision)
@@ -61,9 +65,7 @@ def _trace(prepared: Prepared) -> Any:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return torch.jit.trace(
-                prepared.function, example_inputs(prepared.spec), check_trace=False, strict=False
-            )
+            return torch.jit.trace(prepared.function, example_inputs(prepared.spec), check_trace=False, strict=False)
         except ExportError:
             raise
         except Exception as error:  # noqa: BLE001 - the tracer raises many classes

@@ -120,8 +120,9 @@ def verify(
     for file in files:
         say(f"verifying {file.path}")
         reports.append(_verify_file(opened, file, golden, reference, budget, min_psnr, picture))
-    if hasattr(reference, "close"):
-        reference.close()
+    close = getattr(reference, "close", None)
+    if close is not None:
+        close()
     return VerifyReport(tuple(reports))
 
 
@@ -142,7 +143,9 @@ def _check_same_interface(mine: GeneratorSpec, theirs: GeneratorSpec) -> None:
         have = [t.name for t in getattr(mine, kind)]
         other = [t.name for t in getattr(theirs, kind)]
         if have != other:
-            raise UsageError(f"the artifact's {kind} are {', '.join(have)}, the source's {', '.join(other)}: another generator")
+            raise UsageError(
+                f"the artifact's {kind} are {', '.join(have)}, the source's {', '.join(other)}: another generator"
+            )
 
 
 def _verify_file(
@@ -247,7 +250,11 @@ def _draw(artifact: Artifact, file: ArtifactFile, picture: Any, tensor: TensorSp
 
 
 def draw_worst(
-    outcome: certifying.Outcome, engine: certifying.Engine, reference: certifying.Engine, spec: GeneratorSpec, path: Path
+    outcome: certifying.Outcome,
+    engine: certifying.Engine,
+    reference: certifying.Engine,
+    spec: GeneratorSpec,
+    path: Path,
 ) -> str:
     """Draw the worst sample of an outcome beside its reference.
 
@@ -267,4 +274,3 @@ def draw_worst(
     row = min(outcome.worst_row, len(truth) - 1)
     write_comparison(path, image, truth[row], value[row])
     return str(path)
-

@@ -156,9 +156,7 @@ class EagerReference:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for host arrays."""
         outputs = run_module(self.function, tensors_of(self.spec, feeds))
-        return {
-            tensor.name: _to_numpy(value) for tensor, value in zip(self.spec.outputs, outputs, strict=True)
-        }
+        return {tensor.name: _to_numpy(value) for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
 
 
 def _to_numpy(value: torch.Tensor) -> Array:

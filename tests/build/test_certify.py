@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -67,7 +69,11 @@ def ruin_one_batch(image, _):
     ids=["offset", "nan", "dtype", "fixed batch", "random", "wrong only at large batches"],
 )
 def test_each_kind_of_wrongness_is_a_failure(wrong, words):
-    certificate = judge(lambda i, call: wrong(i, call).astype(np.float32) if words not in "dtype float16" else wrong(i, call)).certificate
+    def as_float32(image, call):
+        value = wrong(image, call)
+        return value if words == "dtype float16" else value.astype(np.float32)
+
+    certificate = judge(as_float32).certificate
     assert certificate.verdict == "fail"
     assert not certificate.passed
     assert any(words in failure for failure in certificate.failures), certificate.failures
@@ -110,7 +116,9 @@ def test_fixed_shapes_are_certified_too():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6), st.integers(0, 20), st.integers(1, 4)), min_size=1, max_size=4)
+    st.lists(
+        st.tuples(st.integers(1, 6), st.integers(0, 6), st.integers(0, 20), st.integers(1, 4)), min_size=1, max_size=4
+    )
 )
 def test_the_plan_visits_every_end_and_only_allowed_sizes(ranges):
     names = ("batch", "height", "width", "frames")
@@ -128,7 +136,7 @@ def test_the_plan_visits_every_end_and_only_allowed_sizes(ranges):
         assert {dim.min, dim.max} <= {chosen.sizes[dim.name] for chosen in sets}
     assert sum(c.count for c in sets if c.role == "optimum") >= 10
     spans = sorted((c.start, c.start + c.count) for c in sets)
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False)), "no sample is drawn twice"
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans)), "no sample is drawn twice"
 
 
 def test_golden_outputs_hold_corners_and_respect_the_limit(tmp_path):

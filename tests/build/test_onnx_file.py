@@ -104,7 +104,7 @@ def test_the_parsers_refusal_names_node_and_origin(unknown_operator, tmp_path):
     spec = onnx_file.derive_spec(model("N"))
     with pytest.raises(ExportError, match=r"cannot parse NotAnOperator product from net\.py:12"):
         tensorrt.build(unknown_operator, spec, tmp_path, "fp32", BuildOptions())
-    with pytest.raises(ExportError, match="OpenVINO .* cannot convert"):
+    with pytest.raises(ExportError, match=r"OpenVINO .* cannot convert"):
         openvino.build(unknown_operator, spec, tmp_path, "fp32", BuildOptions())
 
 
@@ -123,7 +123,10 @@ def test_engine_options_are_used_or_refused(tmp_path):
     flavour, _ = tensorrt.load_library()
     if flavour == "tensorrt_rtx":
         targeted = BuildOptions(compute_capabilities=("8.9",))
-        assert tensorrt.build(tmp_path / "g.onnx", spec, tmp_path, "fp32", targeted).requires["compute_capability"] == "8.9"
+        assert (
+            tensorrt.build(tmp_path / "g.onnx", spec, tmp_path, "fp32", targeted).requires["compute_capability"]
+            == "8.9"
+        )
         with pytest.raises(UsageError, match=r"compute capability '1\.0' is not one of"):
             tensorrt.build(tmp_path / "g.onnx", spec, tmp_path, "fp32", BuildOptions(compute_capabilities=("1.0",)))
     with pytest.raises(UsageError, match="0 to 5"):
@@ -139,12 +142,14 @@ def test_damaged_files_are_one_clear_error_or_load(tmp_path_factory, data):
     content = content[: data.draw(st.integers(0, len(content)))]
     path = tmp_path_factory.getbasetemp() / "damaged.onnx"
     path.write_bytes(bytes(content))
+    refusal = ""
     try:
         loaded = onnx_file.load_model(path)
         onnx_file.derive_spec(loaded)
         onnx_file.check_model(path)
     except GanExportError as error:
-        assert "\n" not in str(error)
+        refusal = str(error)
+    assert "\n" not in refusal
 
 
 def test_missing_files_and_folders(tmp_path):

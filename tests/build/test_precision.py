@@ -81,7 +81,10 @@ def test_kept_nodes_share_fp32_without_a_cast_between_them(network):
 
 
 def test_weights_beyond_fp16_stay_in_fp32():
-    nodes = [helper.make_node("Mul", ["x", "w"], ["a"], name="big"), helper.make_node("Mul", ["a", "v"], ["y"], name="small")]
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["a"], name="big"),
+        helper.make_node("Mul", ["a", "v"], ["y"], name="small"),
+    ]
     model = graph(nodes, {"x": ["n", 2]}, {"y": ["n", 2]}, {"w": np.float32([1e6, 1]), "v": np.float32([1e-6, 1])})
     low = low_precision(model, "fp16")
     assert {t.name for t in low.graph.initializer} == {"w", "v_fp16"}
@@ -174,9 +177,7 @@ def test_symmetric_activations_keep_the_range_the_cut_at_zero_and_the_bias():
         helper.make_node("DequantizeLinear", ["bias", "bs"], ["b"], name="db", axis=0),
         helper.make_node("Add", ["d", "b"], ["y"], name="add"),
     ]
-    model = graph(
-        nodes, {"x": ["n", 2]}, {"y": ["n", 2]}, {"s": scale, "z": zero, "bias": bias, "bs": bias_scale}
-    )
+    model = graph(nodes, {"x": ["n", 2]}, {"y": ["n", 2]}, {"s": scale, "z": zero, "bias": bias, "bs": bias_scale})
     x = np.array([[-1.0, 0.5], [5.0, 9.0]], np.float32)
     (before,) = run(model, x=x)
     assert symmetric_activations(model) == 3

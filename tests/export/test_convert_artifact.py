@@ -24,8 +24,11 @@ from ganexport.spec import Dim, spec_from_json
 DESCRIBED = {"inputs": ["z=normal[batch,16]"], "outputs": ["image=[-1,1]:NCHW"], "batch": "1:8:20"}
 
 
-def certificate(artifact, format):
-    return artifact.find(format).certificate
+Z = ("--input", "z=normal[batch,16]")
+
+
+def certificate(artifact, name):
+    return artifact.find(name).certificate
 
 
 def test_every_format_is_certified_over_the_whole_range(artifact):
@@ -96,8 +99,9 @@ def test_verify_needs_neither_the_source_nor_torch(artifact, tmp_path):
         "import sys; sys.modules['torch'] = None\n"
         "from ganexport.cli.main import run\n"
         f"code = run(['verify', {str(copy)!r}, '--format', 'onnx', '--format', 'openvino', '--format', 'trt'])\n"
-        f"made = run(['convert', {str(copy)!r}, '--to', 'openvino', '--to', 'trt', '-o', {str(tmp_path / 'built')!r}])\n"
-        f"lone = run(['convert', {str(copy / 'generator.onnx')!r}, '--to', 'openvino', '-o', {str(tmp_path / 'lone')!r}])\n"
+        "def build(source, *rest): return run(['convert', source, '--to', 'openvino', *rest])\n"
+        f"made = build({str(copy)!r}, '--to', 'trt', '-o', {str(tmp_path / 'built')!r})\n"
+        f"lone = build({str(copy / 'generator.onnx')!r}, '-o', {str(tmp_path / 'lone')!r})\n"
         "sys.exit(code or made or lone)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -177,9 +181,7 @@ def test_a_profile_can_be_narrowed_without_the_source(artifact, tmp_path):
 
 
 def test_uint8_images_leave_the_graph_as_bytes(artifact, tmp_path):
-    from_module = convert(
-        "generators.tiny:make", to="onnx", output=tmp_path / "a", output_dtype="uint8", **DESCRIBED
-    )
+    from_module = convert("generators.tiny:make", to="onnx", output=tmp_path / "a", output_dtype="uint8", **DESCRIBED)
     from_graph = convert(artifact.path, to="onnx", output=tmp_path / "b", output_dtype="uint8")
     pictures = []
     for made in (from_module, from_graph):
@@ -188,7 +190,7 @@ def test_uint8_images_leave_the_graph_as_bytes(artifact, tmp_path):
             "uint8", ("batch", 8, 8, 1), "NHWC", (0.0, 255.0),
         )  # fmt: skip
         assert made.find("onnx").certificate.verdict == "pass"
-        (feeds, outputs), *_ = read_golden(made.golden_path(), made.spec)
+        (_, outputs), *_ = read_golden(made.golden_path(), made.spec)
         pictures.append(outputs["image"])
         assert outputs["image"].dtype == np.uint8
     difference = np.abs(pictures[0].astype(int) - pictures[1].astype(int))
@@ -231,21 +233,21 @@ def test_an_artifact_in_one_precision_is_not_made_into_a_wider_one(artifact, tmp
     [
         (["missing/folder", "--to", "onnx"], "missing"),
         (["generators.tiny:make", "--to", "onnx"], "describe its inputs"),
-        (["generators.tiny:make", "--to", "onyx", "--input", "z=normal[batch,16]"], "Did you mean 'onnx'"),
-        (["generators.tiny:make", "--to", "onnx", "--precision", "fp8", "--input", "z=normal[batch,16]"], "unknown precision"),
-        (["generators.tiny:nothing", "--to", "onnx", "--input", "z=normal[batch,16]"], "has no 'nothing'"),
-        (["generators.nowhere:make", "--to", "onnx", "--input", "z=normal[batch,16]"], "no module"),
-        (["generators.tiny:number", "--to", "onnx", "--input", "z=normal[batch,16]"], "gives a int"),
-        (["generators.tiny:broken", "--to", "onnx", "--input", "z=normal[batch,16]"], "no weights here (tiny.py:"),
+        (["generators.tiny:make", "--to", "onyx", *Z], "Did you mean 'onnx'"),
+        (["generators.tiny:make", "--to", "onnx", "--precision", "fp8", *Z], "unknown precision"),
+        (["generators.tiny:nothing", "--to", "onnx", *Z], "has no 'nothing'"),
+        (["generators.nowhere:make", "--to", "onnx", *Z], "no module"),
+        (["generators.tiny:number", "--to", "onnx", *Z], "gives a int"),
+        (["generators.tiny:broken", "--to", "onnx", *Z], "no weights here (tiny.py:"),
         (["generators.tiny:make", "--to", "onnx", "--input", "z=gauss[batch,16]"], "unknown sampler"),
         (["generators.tiny:make", "--to", "onnx", "--input", "z=normal[batch,16]", "--dim", "h=1:2:3"], "--dim h"),
         (["generators.tiny:make", "--to", "onnx", "--input", "z=normal[batch,17]"], "running the module on"),
-        (["generators.tiny:make", "--to", "torchscript", "--precision", "fp16", "--input", "z=normal[batch,16]"], "fp32 only"),
-        (["generators.tiny:make", "--to", "onnx", "--noise", "maybe", "--input", "z=normal[batch,16]"], "--noise"),
-        (["generators.tiny:make", "--to", "onnx", "--truncation", "0.5", "--input", "z=normal[batch,16]"], "--truncation"),
-        (["generators.tiny:make", "--to", "onnx", "--output-dtype", "uint8", "--input", "z=normal[batch,16]"], "image"),
-        (["generators.tiny:make", "--to", "onnx", "--weights", "none.safetensors", "--input", "z=normal[batch,16]"], "no such weights"),
-        (["generators.tiny:make", "--to", "onnx", "--batch", "9:3:1", "--input", "z=normal[batch,16]"], "min <= opt <= max"),
+        (["generators.tiny:make", "--to", "torchscript", "--precision", "fp16", *Z], "fp32 only"),
+        (["generators.tiny:make", "--to", "onnx", "--noise", "maybe", *Z], "--noise"),
+        (["generators.tiny:make", "--to", "onnx", "--truncation", "0.5", *Z], "--truncation"),
+        (["generators.tiny:make", "--to", "onnx", "--output-dtype", "uint8", *Z], "image"),
+        (["generators.tiny:make", "--to", "onnx", "--weights", "none.safetensors", *Z], "no such weights"),
+        (["generators.tiny:make", "--to", "onnx", "--batch", "9:3:1", *Z], "min <= opt <= max"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line_and_exit_2(arguments, words, tmp_path, capsys):

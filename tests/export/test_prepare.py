@@ -139,7 +139,7 @@ CALLS = {
     "randn list": lambda x: torch.randn([2, 3], device="cpu"),
     "randn_like": torch.randn_like,
     "rand": lambda x: torch.rand((2, 3)),
-    "rand_like": lambda x: torch.rand_like(x),
+    "rand_like": torch.rand_like,
     "normal_": lambda x: torch.empty(2, 3).normal_(1.0, 2.0),
     "normal": lambda x: torch.normal(x, 0.5),
     "normal scalar": lambda x: torch.normal(0.0, 1.0, (2, 3)),

@@ -60,7 +60,9 @@ def _rewrite_of(func: Any) -> tuple[bool, int] | None:
 def _arguments(transposed: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     names = ["input", "weight", "bias", "stride", "padding"]
     names += ["output_padding", "groups", "dilation"] if transposed else ["dilation", "groups"]
-    values: dict[str, Any] = dict(bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)
+    values: dict[str, Any] = {
+        "bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1,
+    }  # fmt: skip
     return values | dict(zip(names, args, strict=False)) | kwargs
 
 
@@ -131,9 +133,7 @@ def _correlate(
     flat = [amount for pair in reversed(pads) for amount in pair]
     if any(flat):
         x = F.pad(x, flat)
-    sizes = [
-        (x.shape[2 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(rank)
-    ]
+    sizes = [(x.shape[2 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(rank)]
     taps = []
     for offset in _offsets(kernel):
         tap = x

@@ -21,7 +21,7 @@ def apply(module: torch.nn.Module) -> list[str]:
     for child in list(module.modules()):
         if parametrize.is_parametrized(child):
             _own_class(child)
-            for name in list(child.parametrizations):
+            for name in list(getattr(child, "parametrizations")):  # noqa: B009 - typed as a tensor
                 parametrize.remove_parametrizations(child, name, leave_parametrized=True)
                 count += 1
         count += _strip_hooks(child)

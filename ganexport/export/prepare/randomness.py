@@ -19,7 +19,12 @@ from ganexport.export.prepare._location import caller
 
 MODES = ("error", "input", "constant")
 
-_NORMAL = {torch.randn: "randn", torch.randn_like: "randn_like", torch.Tensor.normal_: "normal_", torch.normal: "normal"}
+_NORMAL = {
+    torch.randn: "randn",
+    torch.randn_like: "randn_like",
+    torch.Tensor.normal_: "normal_",
+    torch.normal: "normal",
+}
 _UNIFORM = {torch.rand: "rand", torch.rand_like: "rand_like", torch.Tensor.uniform_: "uniform_"}
 _EXPONENTIAL = {torch.Tensor.exponential_: "exponential_"}
 _BERNOULLI = {torch.bernoulli: "bernoulli", torch.Tensor.bernoulli: "bernoulli"}

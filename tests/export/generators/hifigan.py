@@ -30,9 +30,7 @@ class Generator(nn.Module):
                 old_weight_norm(nn.ConvTranspose1d(channels // 2, channels // 4, 4, 2, 1)),
             ]
         )
-        self.fusions = nn.ModuleList(
-            [nn.ModuleList([Fusion(channels // 2**i, k) for k in (3, 5)]) for i in (1, 2)]
-        )
+        self.fusions = nn.ModuleList([nn.ModuleList([Fusion(channels // 2**i, k) for k in (3, 5)]) for i in (1, 2)])
         self.last = weight_norm(nn.Conv1d(channels // 4, 1, 7, 1, 3))
 
     def forward(self, mel: torch.Tensor) -> torch.Tensor:

@@ -88,7 +88,9 @@ class Generator(nn.Module):
         self.to_image = nn.ModuleList([ModulatedConv(channels, 3, 1, latent, demodulate=False)])
         for _ in range(blocks):
             self.layers.append(
-                nn.ModuleList([StyledLayer(channels, channels, latent, up=True), StyledLayer(channels, channels, latent)])
+                nn.ModuleList(
+                    [StyledLayer(channels, channels, latent, up=True), StyledLayer(channels, channels, latent)]
+                )
             )
             self.to_image.append(ModulatedConv(channels, 3, 1, latent, demodulate=False))
         self.register_buffer("kernel", blur_kernel(4.0))
@@ -107,6 +109,10 @@ class Generator(nn.Module):
         return image
 
 
-def make() -> nn.Module:
+def make(blocks: int = 2) -> nn.Module:
     torch.manual_seed(0)
-    return Generator()
+    return Generator(blocks=blocks)
+
+
+def make_small() -> nn.Module:
+    return make(blocks=1)

@@ -1,7 +1,5 @@
 """A small DCGAN-like generator (Radford et al. 2016, arXiv 1511.06434) and modules with one trap each."""
 
-from collections import namedtuple
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -108,9 +106,6 @@ class NeedsEven(nn.Module):
 
     def forward(self, x):
         return x + self.up(self.down(x))
-
-
-Pair = namedtuple("Pair", "image features")  # noqa: PYI024
 
 
 class Named(Trap):
