@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import Any
 
-from ganexport.errors import MissingDependencyError
+from ganexport.errors import BackendUnavailableError, MissingDependencyError
 from ganexport.serving.drawing import Job
 from ganexport.serving.engine import Answer, Engine, EngineSettings
 from ganexport.serving.gateway import ReplicaLostError
@@ -95,13 +96,33 @@ def _wants_gpu(settings: EngineSettings) -> bool:
     return bool(settings.device and settings.device.startswith("cuda"))
 
 
+def _reach(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would go on trying for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like: Ray finds it
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise BackendUnavailableError(
+            f"no Ray cluster answers at {address}: {error}; start one with: ray start --head"
+        ) from None
+
+
 def _connect(ray: Any, address: str | None, replicas: int, settings: EngineSettings) -> None:
     # Stated thread counts are kept; otherwise Ray would pin each replica to one.
     threads = str(settings.threads or max(1, (os.cpu_count() or 1) // replicas))
     variables = {"OMP_NUM_THREADS": threads}
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "ganexport"}
     if address is not None:
-        ray.init(address=address, runtime_env={"env_vars": variables}, **common)
+        _reach(address)
+        try:
+            ray.init(address=address, runtime_env={"env_vars": variables}, **common)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise BackendUnavailableError(
+                f"no Ray cluster can be joined at {address}: {str(error).strip().splitlines()[0]}; "
+                "start one with: ray start --head"
+            ) from None
         return
     variables["PYTHONPATH"] = python_path()
     ray.init(

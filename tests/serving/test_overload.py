@@ -103,6 +103,7 @@ def test_twice_the_capacity(tmp_path: Path) -> None:
         "served_batch_seconds": served,
         "p50_seconds": p50,
         "p99_seconds": p99,
+        "batch_seconds_at_most": {k.split('"')[1]: v for k, v in lines.items() if "batch_seconds_bucket" in k},
         "statuses": statuses,
         "resident_bytes": [before, after],
     }

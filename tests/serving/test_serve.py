@@ -18,6 +18,7 @@ from PIL import Image
 from serving_helpers import make_artifact
 
 import ganexport
+from ganexport.serving.loading import python_path
 
 
 def keep_asking(served, seconds: float, statuses: list[int]) -> list[threading.Thread]:
@@ -120,13 +121,32 @@ def test_sigterm_under_load_loses_no_accepted_request(served) -> None:
     assert not [event for event in served.events("request") if event["status"] in (499, 500)]
 
 
+def test_a_cluster_that_is_not_there_is_one_line_at_once(artifact: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ganexport", "serve", str(artifact), "--port", "0", "--ray", "127.0.0.1:9"]
+    environment = os.environ | {"PYTHONPATH": python_path()}
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60, env=environment
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: no Ray cluster answers at 127.0.0.1:9")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [([], "no such file or folder"), (["--port", "70000"], "70000"), (["--replicas", "0"], "replicas")],
 )
 def test_a_wrong_start_is_one_line_and_exit_code_2(tmp_path: Path, options: list[str], says: str) -> None:
     command = [sys.executable, "-m", "ganexport", "serve", str(tmp_path / "none"), *options]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": python_path()},
+    )
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
