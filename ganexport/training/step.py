@@ -107,6 +107,7 @@ class TrainingStep:
         active = tuple(
             index for index, (_, options) in enumerate(self.penalties) if step % options.interval == 0
         )  # which penalties are due
+        self._begin()
         with torch.no_grad():
             fake = precisions.full(self._run("generate", self._generate, dict(inputs)))
             fake_labels = inputs.get("labels") if labels is not None else None
@@ -203,6 +204,7 @@ class TrainingStep:
         discriminator = self.networks["discriminator"]
         if not getattr(self.loss, "NEEDS_REAL", False):
             real = None
+        self._begin()
         discriminator.requires_grad_(False)
         try:
             metrics = self._run("generator", self._generator_loss, real, dict(inputs), labels)
@@ -232,9 +234,12 @@ class TrainingStep:
             return function(*arguments)
         if key not in self._compiled:
             self._compiled[key] = compiled(function, self.compile)
+        return self._compiled[key](*arguments)
+
+    def _begin(self) -> None:
+        """Let CUDA graphs reuse the memory of the last update's results; within an update they stay."""
         if self.compile in ("reduce-overhead", "max-autotune"):
             torch.compiler.cudagraph_mark_step_begin()
-        return self._compiled[key](*arguments)
 
     def _backward(self, name: str, loss: Tensor) -> None:
         scaler = self.scalers[name]
