@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -152,3 +153,16 @@ def test_the_list_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == len(recipe_names())
+
+
+def test_the_command_prints_a_recipe_that_can_be_trained_from(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from ganexport.cli.recipes import command
+
+    result = CliRunner().invoke(command, ["wgan-gp-mnist"])
+    assert result.exit_code == 0
+    (tmp_path / "mine.toml").write_text(result.output)
+    assert load_recipe(str(tmp_path / "mine.toml")) == load_recipe("wgan-gp-mnist")
+    listed = CliRunner().invoke(command, ["--json"])
+    assert {row["name"] for row in json.loads(listed.output)} == set(recipe_names())

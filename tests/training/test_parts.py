@@ -201,7 +201,7 @@ def test_divergence_stops_at_the_last_good_checkpoint(tmp_path: Path) -> None:
 
 
 def test_rollback_goes_on_at_a_lower_rate(tmp_path: Path) -> None:
-    # At 1e6 times the rate it explodes; halved five times it still does, and that is said.
+    # At a rate of 1e9 it explodes; halved five times it still does, and that is said.
     wild = tiny.trainer(tiny.recipe(**WILD), tmp_path, rollback=True)
     with pytest.raises(DivergenceError, match="diverged after 5 rollbacks"):
         wild.train()
