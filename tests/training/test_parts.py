@@ -12,7 +12,7 @@ from torch import nn
 
 from ganexport.checkpoint import read_checkpoint, steps_of
 from ganexport.errors import DivergenceError
-from ganexport.recipe import Ema, Guard, Optimizer, Schedule, to_toml
+from ganexport.recipe import Ema, Guard, Optimizer, Recipe, Schedule, to_toml
 from ganexport.seeding import latents
 from ganexport.spec import BATCH, Dim, GeneratorSpec, Label, Normal, TensorSpec
 from ganexport.training.api import train
@@ -277,6 +277,29 @@ def test_tuner_reports_every_candidate_and_never_takes_a_slower_one() -> None:
     assert all(len(row["samples_ns"]) >= 5 for row in rows if row["step_ms"] is not None)
     assert chosen.training.precision == winner["settings"]["precision"]
     assert any(winner["name"] in text for text in told)
+
+
+def test_the_tuned_choice_belongs_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import msgspec
+
+    import ganexport.training.autotune as module
+
+    def choose(recipe: Recipe, *_: object) -> tuple[Recipe, list[dict[str, object]]]:
+        training = msgspec.structs.replace(recipe.training, precision="bf16", memory_format="channels_last")
+        return msgspec.structs.replace(recipe, training=training), [{"name": "bf16", "chosen": True}]
+
+    monkeypatch.setattr(module, "tune", choose)  # a choice that differs from the recipe on any machine
+    recipe, run = str(tiny.write(tmp_path)), tmp_path / "run"
+    sets = ("training.steps=4", "training.checkpoint_every=2")
+    first = train(recipe, out=run, sets=sets, tune=True)
+    assert first.recipe["training"]["precision"] == "bf16"
+    assert (run / "tuning.json").is_file()
+    # The command that started the run also goes on with it, and keeps the choice.
+    for tuned in (True, False):
+        assert train(recipe, out=run, sets=sets, tune=tuned, resume=True).already_finished
+    longer = train(recipe, out=run, sets=("training.steps=6",), tune=True, resume=True)
+    assert longer.recipe["training"]["precision"] == "bf16"
+    assert longer.recipe["training"]["memory_format"] == "channels_last"
 
 
 def test_tuner_refuses_unsound_and_failing_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
