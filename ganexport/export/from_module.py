@@ -56,8 +56,13 @@ def _capture(prepared: Prepared, say: Callable[[str], None]) -> torch.export.Exp
 
 
 def _rewritten(prepared: Prepared) -> tuple[str, ...]:
-    count = prepared.function.seen.rewritten
-    return (f"per-sample-convolution: {count} grouped convolutions as patches times weights",) if count else ()
+    seen = prepared.function.seen
+    lines = []
+    if seen.rewritten:
+        lines.append(f"per-sample-convolution: {seen.rewritten} grouped convolutions as patches times weights")
+    if seen.attention:
+        lines.append(f"four-dimensional-attention: {seen.attention} attentions given a head axis")
+    return tuple(lines)
 
 
 def _add_torch_format(

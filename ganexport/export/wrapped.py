@@ -12,6 +12,7 @@ import torch
 
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.prepare._location import innermost
+from ganexport.export.prepare.attention import FourDimensionalAttention
 from ganexport.export.prepare.autograd_functions import plain_functions
 from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
 from ganexport.export.prepare.randomness import Draw, Randomness
@@ -45,11 +46,13 @@ class Seen:
 
     Attributes:
         rewritten: Per-sample convolutions that were rewritten.
+        attention: Attentions of rank 2 or 3 that were given the missing axes.
         draws: Random calls, in order.
     """
 
     def __init__(self) -> None:
         self.rewritten = 0
+        self.attention = 0
         self.draws: list[Draw] = []
 
 
@@ -99,12 +102,14 @@ class Wrapped(torch.nn.Module):
         with ExitStack() as stack:
             stack.enter_context(plain_functions())
             convolution = stack.enter_context(PerSampleConvolution()) if self.rewrite else None
+            attention = stack.enter_context(FourDimensionalAttention()) if self.rewrite else None
             randomness = stack.enter_context(Randomness(self._supply(noise)))
             if self.by_keyword:
                 value = self.module(**dict(zip(self.names, inputs, strict=True)), **self.call)
             else:
                 value = self.module(*inputs, **self.call)
         self.seen.rewritten = convolution.count if convolution else 0
+        self.seen.attention = attention.count if attention else 0
         self.seen.draws = randomness.draws
         _, tensors = flatten_outputs(value)
         if self.finish is not None:

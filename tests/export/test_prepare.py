@@ -17,6 +17,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from ganexport.errors import ExportError
 from ganexport.export.prepare import evaluation_mode, prepare_module
 from ganexport.export.prepare import parametrizations as strip
+from ganexport.export.prepare.attention import FourDimensionalAttention
 from ganexport.export.prepare.autograd_functions import plain_functions
 from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
 from ganexport.export.prepare.randomness import Randomness, refuse
@@ -131,6 +132,20 @@ def test_ordinary_grouped_convolutions_are_left_alone():
         depthwise(torch.randn(1, 4, 8, 8))
         depthwise(torch.randn(2, 4, 8, 8))
     assert mode.count == 0
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+@pytest.mark.parametrize("mask", [None, "pair", "full"])
+def test_attention_of_any_rank_equals_its_four_dimensional_form(rank, mask):
+    torch.manual_seed(0)
+    lead = {2: (), 3: (2,), 4: (2, 3)}[rank]
+    query, key, value = torch.randn(*lead, 5, 8), torch.randn(*lead, 7, 8), torch.randn(*lead, 7, 4)
+    masks = {None: None, "pair": torch.randn(5, 7), "full": torch.randn(*lead, 5, 7)}
+    wanted = F.scaled_dot_product_attention(query, key, value, attn_mask=masks[mask], scale=0.3)
+    with FourDimensionalAttention() as mode:
+        made = F.scaled_dot_product_attention(query, key, value, attn_mask=masks[mask], scale=0.3)
+    assert mode.count == (1 if rank < 4 else 0)
+    torch.testing.assert_close(made, wanted)
 
 
 CALLS = {
