@@ -63,6 +63,6 @@ def test_stylegans_noise_as_inputs_or_constant(noise, tmp_path):
     made = convert("generators.stylegan2:make_small", to="onnx", output=tmp_path / "out", noise=noise, **described)
     assert made.find("onnx").certificate.verdict == "pass"
     noises = [t for t in made.spec.inputs if t.name.startswith("noise_")]
-    assert len(noises) == (5 if noise == "input" else 0)
+    assert len(noises) == (3 if noise == "input" else 0)
     if noises:
         assert noises[0].shape == ("batch", 1, 4, 4)
