@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,7 +32,10 @@ class TorchScriptRunner(TorchRunner):
         """Load a TorchScript file (it is code: its hash was checked first); see :meth:`Runner.open`."""
         torch, where = open_torch(path, device, settings, cls.backend)
         try:
-            module = torch.jit.load(str(path), map_location=where).eval()
+            with warnings.catch_warnings():
+                # torch deprecates TorchScript as a whole; who opens such a file has already chosen it.
+                warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+                module = torch.jit.load(str(path), map_location=where).eval()
         except Exception as error:  # noqa: BLE001 - torch raises RuntimeError and others for damaged files
             raise ArtifactError(f"{path}: torch cannot load this TorchScript file: {first_line(error)}") from None
         return cls(torch, module, spec, where)
