@@ -486,6 +486,7 @@ def test_torch_is_never_imported_for_onnx_openvino_or_tensorrt(tmp_path, artifac
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("error::FutureWarning")  # torch deprecates the format; the user has chosen it
 def test_torchscript_gives_the_pictures_of_the_module(tmp_path):
     torch = pytest.importorskip("torch")
 
