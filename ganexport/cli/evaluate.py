@@ -20,10 +20,19 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("source")
-@click.option("--data", default="mnist-10k", show_default=True,
-              help="Real images: mnist-10k (shipped), a folder, idx, .npz or .npy file, or a torchvision set.")
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True,
-              help="Which part of the data, where it has both.")
+@click.option(
+    "--data",
+    default="mnist-10k",
+    show_default=True,
+    help="Real images: mnist-10k (shipped), a folder, idx, .npz or .npy file, or a torchvision set.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test"]),
+    default="train",
+    show_default=True,
+    help="Which part of the data, where it has both.",
+)
 @click.option("-n", "--count", type=click.IntRange(100), default=10_000, show_default=True, help="Images to generate.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of the latents.")
 @click.option("--backend", help="Runtime for an artifact: onnxruntime, openvino, tensorrt, torchscript, aoti.")

@@ -81,9 +81,7 @@ class OpenVinoRunner(Runner):
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file")
         compiled = compile_model(path, chosen)
-        check_signature(
-            spec, signature(compiled.inputs, spec.inputs), signature(compiled.outputs, spec.outputs), path
-        )
+        check_signature(spec, signature(compiled.inputs, spec.inputs), signature(compiled.outputs, spec.outputs), path)
         return cls(compiled, spec)
 
     def prepare(self, feeds: Feeds) -> None:
