@@ -22,11 +22,11 @@ setup: $(VENV)/.installed ## Make .venv with everything the demo and the tests n
 
 demo: $(VENV)/.installed ## Train on real MNIST, convert, verify, generate, benchmark, report (about 6 minutes)
 	rm -rf $(DEMO)/run $(DEMO)/digits
-	$(BIN)/ganexport train dcgan-mnist --out $(DEMO)/run
+	$(BIN)/ganexport train dcgan-mnist --out $(DEMO)/run --set training.steps=2500
 	$(BIN)/ganexport convert $(DEMO)/run --to torchscript --to onnx --to trt -o $(DEMO)/digits
 	$(BIN)/ganexport verify $(DEMO)/digits
 	$(BIN)/ganexport generate $(DEMO)/digits -n 64 --seed 7 -o $(DEMO)/grid.png
-	$(BIN)/ganexport bench $(DEMO)/run $(DEMO)/digits --batch 1,16,64 -o $(DEMO)/bench.json --html $(DEMO)/report.html
+	$(BIN)/ganexport bench $(DEMO)/run $(DEMO)/digits --batch 1,16,64 --seconds 1.5 -o $(DEMO)/bench.json --html $(DEMO)/report.html
 	@echo
 	@echo "Trained, converted, verified, benchmarked:"
 	@echo "  $(DEMO)/grid.png     64 digits, made by the exported generator: look at it"
