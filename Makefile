@@ -32,7 +32,7 @@ setup: $(VENV)/.installed ## Make .venv with everything the demo and the tests n
 
 demo: $(VENV)/.installed ## Train on real MNIST, convert, verify, generate, benchmark, report (about 6 minutes)
 	rm -rf $(DEMO)/run $(DEMO)/digits
-	$(BIN)/ganexport train dcgan-mnist --out $(DEMO)/run --set training.steps=2500
+	$(BIN)/ganexport train dcgan-mnist --out $(DEMO)/run --set training.steps=1500
 	$(BIN)/ganexport convert $(DEMO)/run --to torchscript --to onnx --to trt -o $(DEMO)/digits
 	$(BIN)/ganexport verify $(DEMO)/digits
 	$(BIN)/ganexport generate $(DEMO)/digits -n 64 --seed 7 -o $(DEMO)/grid.png
