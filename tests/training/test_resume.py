@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shutil
@@ -115,7 +116,9 @@ def test_sigkill_at_twenty_random_moments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_leave_a_checkpoint_and_a_message(tmp_path: Path, number: int, code: int) -> None:
+def test_signals_leave_a_checkpoint_and_a_message(
+    tmp_path: Path, request: pytest.FixtureRequest, number: int, code: int
+) -> None:
     recipe, run = tiny.write(tmp_path), tmp_path / "run"
     arguments = (recipe, "--out", run, "--set", "training.steps=20000", "--set", "training.checkpoint_every=10000")
     process = subprocess.Popen(
@@ -133,7 +136,9 @@ def test_signals_leave_a_checkpoint_and_a_message(tmp_path: Path, number: int, c
     state = read_checkpoint(run).state
     assert state.step == step
     assert not state.finished
-    # The interrupted run and an undisturbed one agree at that step.
+    # The interrupted run and an undisturbed one agree at that step, at the run's own thread count.
+    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(state.threads)
     whole = tiny.trainer(tiny.recipe(training={"steps": 20000, "checkpoint_every": 10000}))
     for _ in range(step):
         whole.advance(log=False)
