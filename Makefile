@@ -51,7 +51,7 @@ demo: $(VENV)/.installed ## Train on real MNIST, convert, verify, generate, benc
 test: $(VENV)/.installed ## Run all tests but the long trainings
 	@$(call pytest_each,)
 
-test-slow: $(VENV)/.installed ## Run the long trainings and full matrices too (hours on two cores)
+test-slow: $(VENV)/.installed ## Run the long trainings and full matrices too
 	@$(call pytest_each,-m "slow or not slow")
 
 lint: $(VENV)/.installed ## Check style, types and formatting
