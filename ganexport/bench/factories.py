@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 from ganexport.errors import BackendUnavailableError
 from ganexport.runtime.base import Runner
@@ -99,7 +99,7 @@ def module_runner(
     import torch
 
     from ganexport.errors import unknown_name
-    from ganexport.runtime._torch import TorchRunner
+    from ganexport.runtime._torch import in_memory_runner
 
     if mode not in TORCH_MODES:
         raise unknown_name("mode", mode, tuple(TORCH_MODES))
@@ -110,16 +110,9 @@ def module_runner(
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
-    class ModuleRunner(TorchRunner):
-        backend: ClassVar[str] = mode
-
-        @classmethod
-        def open(cls, *_: Any, **__: Any) -> Self:
-            raise NotImplementedError
-
     target = _compiled(torch, module.eval().to(device), mode)
     function = _function(torch, target, device, precision, dict(call or {}), TORCH_MODES[mode][0])
-    return ModuleRunner(torch, function, spec, device)
+    return in_memory_runner(torch, function, spec, device, mode)
 
 
 def _compiled(torch: Any, module: Any, mode: str) -> Any:

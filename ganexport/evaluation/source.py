@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ganexport.artifact import MANIFEST
-from ganexport.errors import MissingDependencyError, UsageError
+from ganexport.errors import UsageError
 from ganexport.runtime.generator import Generator, load
 
 
@@ -26,23 +26,11 @@ def open_generator(source: str | os.PathLike[str], backend: str | None = None, d
         return load(path, backend, device)
     if backend not in (None, "eager"):
         raise UsageError(f"{source}: a run is evaluated in eager torch; convert it to evaluate it with {backend}")
-    try:
-        import torch
-    except ImportError:
-        raise MissingDependencyError(
-            f"{source}: opening a run or model needs torch: pip install 'ganexport[train]'"
-        ) from None
+    from ganexport.runtime._torch import import_torch, in_memory_runner
+
+    torch, where = import_torch(device)
     from ganexport.checkpoint import load_run
-    from ganexport.runtime._torch import TorchRunner
 
     run = load_run(os.fspath(source))
-
-    class EagerRunner(TorchRunner):
-        backend = "eager"
-
-        @classmethod
-        def open(cls, *_: object, **__: object) -> EagerRunner:
-            raise UsageError("an eager generator is opened from a run, not from a file")
-
-    target = device or "cpu"
-    return Generator(EagerRunner(torch, run.module.eval().to(target), run.spec, target), path, None)
+    module = run.module.eval().to(where)
+    return Generator(in_memory_runner(torch, module, run.spec, where, "eager"), path, None)

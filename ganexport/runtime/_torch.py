@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ganexport.errors import ArtifactError, BackendUnavailableError
+from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
 from ganexport.runtime.base import Array, Feeds, Runner, check_settings, device_index, first_line
 from ganexport.spec import GeneratorSpec
 
@@ -30,19 +30,30 @@ def open_torch(path: Path, device: str | None, settings: Mapping[str, Any] | Non
         ArtifactError: No such file.
     """
     chosen = check_settings(backend, settings, SETTINGS)
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file")
+    torch, where = import_torch(device)
+    if "threads" in chosen:
+        torch.set_num_threads(chosen["threads"])
+    return torch, where
+
+
+def import_torch(device: str | None) -> tuple[Any, str]:
+    """Import torch and choose the device: "cpu" when None.
+
+    Raises:
+        UsageError: Not a device's name.
+        BackendUnavailableError: No torch, or no such GPU.
+    """
     index = device_index(device)
     if reason := torch_unavailable():
         raise BackendUnavailableError(reason)
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file")
     import torch
 
     if index is not None and index >= torch.cuda.device_count():
         raise BackendUnavailableError(
             f"device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
         )
-    if "threads" in chosen:
-        torch.set_num_threads(chosen["threads"])
     return torch, "cpu" if index is None else f"cuda:{index}"
 
 
@@ -128,6 +139,29 @@ class TorchRunner(Runner):
         with self._lock:
             self._closed = True
             self._function, self._inputs, self._outputs = None, [], None
+
+
+def in_memory_runner(
+    torch: Any, function: Callable[..., Any], spec: GeneratorSpec, device: str, name: str
+) -> TorchRunner:
+    """A runner of a module that lies in memory, not in a file.
+
+    Args:
+        torch: The module, from :func:`import_torch`.
+        function: From tensors to tensors, on ``device`` already.
+        spec: Of the generator.
+        device: "cpu" or "cuda:0".
+        name: What the backend is called: "eager", "compile", …
+    """
+
+    class InMemoryRunner(TorchRunner):
+        backend: ClassVar[str] = name
+
+        @classmethod
+        def open(cls, *_: Any, **__: Any) -> Self:
+            raise UsageError(f"{name} runs a module in memory, it opens no files")
+
+    return InMemoryRunner(torch, function, spec, device)
 
 
 def _last_line(error: BaseException) -> str:

@@ -79,6 +79,8 @@ def test_holes_are_one_line(artifact, tmp_path, capsys):
         [str(artifact), "--data", str(tmp_path / "nothing")],
         [str(artifact), "--backend", "tensorflow"],
         [str(artifact), "-n", "5"],
+        ["dcgan-mnist", "--device", "cuda:99"],
+        ["dcgan-mnist", "--device", "tpu"],
     ):
         assert run(["evaluate", *arguments]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
