@@ -60,7 +60,10 @@ def command(
 
     require_training()
     from ganexport.training.api import train
+    from ganexport.training.memory import keep_freed_memory
     from ganexport.training.progress import ConsoleReporter
+
+    keep_freed_memory()
 
     result = train(
         recipe,
