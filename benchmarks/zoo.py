@@ -124,12 +124,13 @@ def write_card(folder: Path) -> None:
 
     record = msgspec.json.decode((folder / RECORD).read_bytes())
     recipe = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+    name = record["model"]
     facts, found, machine = record["training"], record["evaluation"], record["environment"]
     low, high = found["frechet_interval"]
     copies = found["memorisation"]
     shares = " ".join(f"{share:.1%}" for share in found["class_shares"])
     layout = "One row a class" if record["conditional"] else "Samples of seed 1"
-    text = f"""# {folder.name}
+    text = f"""# {name}
 
 {recipe["description"]}.
 
@@ -156,10 +157,10 @@ thread{"s" if facts["threads"] > 1 else ""}, {machine["cpu"]["model"]} |
 The figures are those of the shipped float16 weights.
 
 ```bash
-ganexport generate {folder.name} -n 64 -o grid.png
-ganexport convert {folder.name} --to onnx -o {folder.name}
-ganexport evaluate {folder.name} --data mnist/                              # the figures above
-ganexport train {folder.name} --data mnist/ --set training.threads={facts["threads"]} --out run   # the training
+ganexport generate {name} -n 64 -o grid.png
+ganexport convert {name} --to onnx -o {name}
+ganexport evaluate {name} --data mnist/                              # the figures above
+ganexport train {name} --data mnist/ --set training.threads={facts["threads"]} --out run   # the training
 ```
 
 `mnist/` is a folder with MNIST's four idx files. Trained with torch {facts["torch"]}. Apache-2.0, as ganexport; MNIST
