@@ -315,12 +315,12 @@ class Generator:
     def _batches(self, request: _Request) -> Iterator[Batch]:
         for begin, count, feeds in request.feeds():
             outputs = self.runner.run_checked(feeds)
+            inputs = feeds
             if request.dim is not None:
                 ran = request.padded(count)
                 outputs = {t.name: _rows(outputs[t.name], t.shape, count, ran) for t in self._batched.outputs}
-                inputs = {t.name: _rows(feeds[t.name], t.shape, count, ran) for t in self._batched.inputs}
-            else:
-                inputs = feeds
+                if ran != count:
+                    inputs = {t.name: _rows(feeds[t.name], t.shape, count, ran) for t in self._batched.inputs}
             yield Batch(begin, count, inputs, outputs)
 
     def close(self) -> None:
@@ -410,17 +410,14 @@ class _Request:
         for begin in range(0, self.n, self.size):
             count = min(self.size, self.n - begin)
             piece = slice(begin, begin + count)
-            if self.seeds is None:
-                feeds = self.sampling.draw(
-                    self.seed, self.start + begin, count, labels=self._labels(piece), truncation=self.truncation
-                )
-            else:
-                feeds = self.sampling.draw(
-                    start=self.start,
-                    seeds=self.seeds[piece],
-                    labels=self._labels(piece),
-                    truncation=self.truncation,
-                )
+            feeds = self.sampling.draw_checked(
+                self.seed,
+                self.start + begin if self.seeds is None else self.start,
+                count,
+                seeds=None if self.seeds is None else self.seeds[piece],
+                labels=None if self.labels is None else self._labels(piece),
+                truncation=self.truncation,
+            )
             yield begin, count, self._pad(feeds, self.padded(count) - count)
 
     def padded(self, count: int) -> int:
