@@ -1,7 +1,7 @@
 """DCGAN for 32, 64 and 128 pixels (Radford et al. 2016, arXiv:1511.06434).
 
-Generator: z as a 1x1 map, ConvTranspose2d to 4x4 (7x7 for 28 pixels), then one ConvTranspose2d(4, 2, 1) a doubling, BatchNorm and ReLU
-between, Tanh at the end. Discriminator: its mirror image with LeakyReLU 0.2; raw logits.
+Generator: z as a 1x1 map, ConvTranspose2d to 4x4 (7x7 for 28 pixels), then one ConvTranspose2d(4, 2, 1) a doubling,
+BatchNorm and ReLU between, Tanh at the end. Discriminator: its mirror image with LeakyReLU 0.2; raw logits.
 """
 
 from __future__ import annotations
