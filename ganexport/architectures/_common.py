@@ -42,16 +42,20 @@ def require(*problems: tuple[bool, str]) -> None:
         raise RecipeError("; ".join(wrong))
 
 
-def doublings(size: int, start: int = 4) -> int:
-    """How many times ``start`` is doubled to give ``size``.
+def map_sizes(size: int) -> list[int]:
+    """Sizes of the square maps from the smallest, 4 or 7, doubling up to an image's.
+
+    Args:
+        size: Of the image: 4 or 7 times a power of two, so 8, 14, 16, 28, 32, 56, 64, …
 
     Raises:
-        RecipeError: It is not a power of two times ``start``.
+        RecipeError: It is neither.
     """
-    count = (size // start).bit_length() - 1
+    start = 7 if size % 7 == 0 else 4
+    count = max(0, size // start).bit_length() - 1
     if count < 1 or start << count != size:
-        raise RecipeError(f"image_size must be {start} times a power of two ({start * 2}, {start * 4}, …), got {size}")
-    return count
+        raise RecipeError(f"image_size must be 4 or 7 times a power of two (16, 28, 32, 56, 64, …), got {size}")
+    return [start << i for i in range(count + 1)]
 
 
 def check_labels(labels: Tensor | None, classes: int, what: str) -> None:

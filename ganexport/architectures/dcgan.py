@@ -1,7 +1,7 @@
 """DCGAN for 32, 64 and 128 pixels (Radford et al. 2016, arXiv:1511.06434).
 
-Generator: z as a 1x1 map, ConvTranspose2d to 4x4, then one ConvTranspose2d(4, 2, 1) a doubling, BatchNorm and ReLU
-between, Tanh at the end. Discriminator: its mirror image with LeakyReLU 0.2; raw logits.
+Generator: z as a 1x1 map, ConvTranspose2d to 4x4 (7x7 for 28 pixels), then one ConvTranspose2d(4, 2, 1) a doubling,
+BatchNorm and ReLU between, Tanh at the end. Discriminator: its mirror image with LeakyReLU 0.2; raw logits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from ganexport.architectures._common import channels_at, critic_norm, doublings, image_spec, normalized, require
+from ganexport.architectures._common import channels_at, critic_norm, image_spec, map_sizes, normalized, require
 from ganexport.spec import GeneratorSpec
 
 
@@ -21,7 +21,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Sizes and normalisation; the defaults are the paper's at 64 pixels.
 
     Attributes:
-        image_size: 32, 64, 128, …: four times a power of two.
+        image_size: 32, 64, 128, …, four times a power of two; or 28, 56, …, seven times one, which start from 7x7.
         channels: Of the image, 1 or 3.
         latent: Length of z.
         width: Channels of the layer next to the image; they double towards 4x4.
@@ -41,12 +41,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             (self.channels in (1, 3), f"channels must be 1 or 3, got {self.channels}"),
             (self.latent >= 1 and self.width >= 1, "latent and width must be at least 1"),
         )
-        doublings(self.image_size)
+        map_sizes(self.image_size)
 
 
 def _sizes(options: Options) -> list[int]:
-    """Map sizes between 4 and half the image."""
-    return [4 << i for i in range(doublings(options.image_size))]
+    """Map sizes between 4 (or 7) and half the image."""
+    return map_sizes(options.image_size)[:-1]
 
 
 class Generator(nn.Module):
@@ -54,8 +54,9 @@ class Generator(nn.Module):
 
     def __init__(self, options: Options) -> None:
         super().__init__()
-        widths = channels_at(options.width, _sizes(options), 8 * options.width)
-        layers: list[nn.Module] = [nn.ConvTranspose2d(options.latent, widths[0], 4, 1, 0, bias=False)]
+        sizes = _sizes(options)
+        widths = channels_at(options.width, sizes, 8 * options.width)
+        layers: list[nn.Module] = [nn.ConvTranspose2d(options.latent, widths[0], sizes[0], 1, 0, bias=False)]
         layers += [nn.BatchNorm2d(widths[0]), nn.ReLU()]
         for before, after in itertools.pairwise(widths):
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -85,7 +86,7 @@ class Discriminator(nn.Module):
                 nn.LeakyReLU(0.2),
             ]
         self.layers = nn.Sequential(*layers)
-        self.score = normalized(nn.Conv2d(widths[-1], 1, 4, 1, 0), options.spectral)
+        self.score = normalized(nn.Conv2d(widths[-1], 1, _sizes(options)[0], 1, 0), options.spectral)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images."""

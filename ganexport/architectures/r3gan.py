@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, leaky_relu
 
-from ganexport.architectures._common import channels_at, check_labels, doublings, image_spec, require
+from ganexport.architectures._common import channels_at, check_labels, image_spec, map_sizes, require
 from ganexport.spec import GeneratorSpec
 
 SLOPE = 0.2
@@ -26,7 +26,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Sizes and depth.
 
     Attributes:
-        image_size: 32, 64, 128, …: four times a power of two.
+        image_size: 32, 64, 128, …, four times a power of two; or 28, 56, …, seven times one, which start from 7x7.
         channels: Of the image, 1 or 3.
         latent: Length of z.
         width: Channels of the stage next to the image; they double towards 4x4, up to eight times.
@@ -56,7 +56,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             ),
             (self.classes >= 0 and self.classes != 1, f"classes must be 0 or at least 2, got {self.classes}"),
         )
-        doublings(self.image_size)
+        map_sizes(self.image_size)
 
 
 def _convolution(
@@ -94,9 +94,8 @@ class Block(nn.Module):
 
 
 def _widths(options: Options) -> list[int]:
-    """Channels at 4x4, 8x8, …, image_size."""
-    sizes = [4 << i for i in range(doublings(options.image_size) + 1)]
-    return channels_at(options.width, sizes, 8 * options.width)
+    """Channels at 4x4 (or 7x7), twice that, …, image_size."""
+    return channels_at(options.width, map_sizes(options.image_size), 8 * options.width)
 
 
 class Generator(nn.Module):
@@ -108,7 +107,8 @@ class Generator(nn.Module):
         widths = _widths(options)
         scale = (len(widths) * options.blocks) ** -0.25
         self.embedding = nn.Embedding(options.classes, options.latent) if options.classes else None
-        self.basis = nn.Parameter(torch.randn(widths[0], 4, 4))
+        start = map_sizes(options.image_size)[0]
+        self.basis = nn.Parameter(torch.randn(widths[0], start, start))
         self.weight = nn.Linear(options.latent * (2 if options.classes else 1), widths[0], bias=False)
         self.stages = nn.ModuleList(
             nn.Sequential(*[Block(width, options, scale) for _ in range(options.blocks)]) for width in widths
@@ -121,7 +121,7 @@ class Generator(nn.Module):
         check_labels(labels, self.options.classes, "generator")
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(labels)], 1)
-        x = self.basis * self.weight(z)[:, :, None, None]  # [N, C, 4, 4]
+        x = self.basis * self.weight(z)[:, :, None, None]  # [N, C, 4, 4] or [N, C, 7, 7]
         x = self.stages[0](x)
         for transition, stage in zip(self.transitions, list(self.stages)[1:], strict=True):
             # Channels first, then pixels: the 1x1 convolution commutes with resampling and is four times cheaper here.
@@ -143,7 +143,8 @@ class Discriminator(nn.Module):
             nn.Sequential(*[Block(width, options, scale) for _ in range(options.blocks)]) for width in widths
         )
         self.transitions = nn.ModuleList(_convolution(before, after, 1) for before, after in itertools.pairwise(widths))
-        self.basis = nn.Conv2d(widths[-1], widths[-1], 4, groups=widths[-1], bias=False)
+        start = map_sizes(options.image_size)[0]
+        self.basis = nn.Conv2d(widths[-1], widths[-1], start, groups=widths[-1], bias=False)
         self.score = nn.Linear(widths[-1], options.latent if options.classes else 1, bias=False)
         self.embedding = nn.Embedding(options.classes, options.latent) if options.classes else None
 

@@ -21,8 +21,8 @@ from ganexport.architectures._common import (
     channels_at,
     check_labels,
     critic_norm,
-    doublings,
     image_spec,
+    map_sizes,
     normalized,
     outside_autocast,
     require,
@@ -34,7 +34,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Sizes, normalisation, classes, attention.
 
     Attributes:
-        image_size: 32, 64, 128, …: four times a power of two.
+        image_size: 32, 64, 128, …, four times a power of two; or 28, 56, …, seven times one, which start from 7x7.
         channels: Of the image, 1 or 3.
         latent: Length of z.
         width: Channels of the layer next to the image; they double towards 4x4, up to eight times.
@@ -56,7 +56,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     attention: int = 0
 
     def __post_init__(self) -> None:
-        sizes = [4 << i for i in range(1, doublings(self.image_size) + 1)]
+        sizes = map_sizes(self.image_size)[1:]
         require(
             (self.channels in (1, 3), f"channels must be 1 or 3, got {self.channels}"),
             (self.latent >= 1 and self.width >= 1, "latent and width must be at least 1"),
@@ -161,10 +161,11 @@ class Generator(nn.Module):
     def __init__(self, options: Options) -> None:
         super().__init__()
         self.options = options
-        sizes = [4 << i for i in range(doublings(options.image_size) + 1)]
+        sizes = map_sizes(options.image_size)
         widths = channels_at(options.width, sizes, 8 * options.width)
         spectral = options.spectral_generator
-        self.project = normalized(nn.Linear(options.latent, widths[0] * 16), spectral)
+        self.project = normalized(nn.Linear(options.latent, widths[0] * sizes[0] ** 2), spectral)
+        self.start = sizes[0]
         self.blocks = nn.ModuleList(
             GeneratorBlock(before, after, options.classes, spectral) for before, after in itertools.pairwise(widths)
         )
@@ -177,7 +178,7 @@ class Generator(nn.Module):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images of latents and, for a conditional generator, labels."""
         check_labels(labels, self.options.classes, "generator")
-        x = self.project(z).unflatten(1, (-1, 4, 4))  # [N, C, 4, 4]
+        x = self.project(z).unflatten(1, (-1, self.start, self.start))  # [N, C, 4, 4] or [N, C, 7, 7]
         for index, block in enumerate(self.blocks, 1):
             x = block(x, labels)
             if str(index) in self.attention:
@@ -191,7 +192,8 @@ class Discriminator(nn.Module):
     def __init__(self, options: Options) -> None:
         super().__init__()
         self.options = options
-        sizes = [options.image_size >> i for i in range(1, doublings(options.image_size))]  # after each halving
+        # After each halving, the last 8x8 (7x7 for 28 pixels).
+        sizes = [size for size in map_sizes(options.image_size)[-2::-1] if size >= 7]
         widths = channels_at(options.width, [2 * s for s in sizes], 8 * options.width)
         blocks = []
         before = options.channels

@@ -22,8 +22,8 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from ganexport.architectures._common import (
     MinibatchStddev,
     check_labels,
-    doublings,
     image_spec,
+    map_sizes,
     outside_autocast,
     require,
 )
@@ -82,8 +82,7 @@ def resolutions(options: Options) -> list[int]:
     Raises:
         RecipeError: The image size is no power of two times either.
     """
-    start = 7 if options.image_size % 7 == 0 else 4
-    return [start << count for count in range(doublings(options.image_size, start) + 1)]
+    return map_sizes(options.image_size)
 
 
 def activate(x: Tensor) -> Tensor:

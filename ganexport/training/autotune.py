@@ -8,11 +8,12 @@ turn with it, and is taken when the winner's lead does not repeat.
 
 Rather than every combination, thread counts are tried first on eager fp32, then precisions, then
 memory formats on the best so far, then compilation of what is best: 6 to 10 candidates instead of
-dozens, each for a few steps.
+dozens, each for a few steps, and fewer when it is clearly slower than the best.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -31,13 +32,20 @@ from ganexport.training.loop import Trainer
 from ganexport.training.progress import Reporter
 
 #: Timed steps of a candidate: at least, at most, and the seconds after which it is enough.
-MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 5, 40, 1.5
+MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 3, 40, 1.5
 WARM_UP = 2
+#: A candidate whose fastest step so far is slower than the best candidate's median by this factor is given up.
+HOPELESS = 1.25
+#: Gradient scale at which float16's first gradients are compared: low enough for none to overflow.
+FIRST_SCALE = 256.0
 #: Cosine between a candidate's first gradients and eager fp32's below which it is unsound; bf16's is 0.99
 #: and better on the recipes here, a broken kernel's near 0.
 MIN_COSINE = 0.95
 #: A lead smaller than this is noise.
 MIN_GAIN = 0.02
+#: float16 is not tried where one small convolution takes this many times as long as in float32: many CPUs have
+#: no float16 backward, and a whole step would take minutes.
+NOT_WORTH_TRYING = 3.0
 #: Compilation is tried when the rest of the run, uncompiled, takes this many seconds.
 WORTH_COMPILING = 120.0
 
@@ -98,6 +106,7 @@ class Tuner:
         self.steps = recipe.training.steps
         self.rows: list[Row] = []
         self._reference: Tensor | None = None
+        self._best_seconds = math.inf
 
     def run(self) -> Row:
         """Try the candidates and choose.
@@ -126,8 +135,13 @@ class Tuner:
         if self.device.type == "cuda":
             yield "tf32"
         yield "bf16"
-        if self.device.type == "cuda":
+        slowdown = float16_slowdown() if self.device.type == "cpu" else 0.0
+        if slowdown < NOT_WORTH_TRYING:
             yield "fp16"
+        else:
+            settings = Settings("fp16", "off", "contiguous", self.recipe.training.threads)
+            note = f"not tried: a float16 convolution with its backward takes {slowdown:.0f} times float32's here"
+            self._add(Row(name=settings.name, settings=settings, note=note))
 
     def _try_compiled(self, best: Row) -> Row:
         assert best.total_seconds is not None
@@ -185,8 +199,11 @@ class Tuner:
         began = time.perf_counter()
         self._steps(trainer, row.settings, WARM_UP)
         warm = time.perf_counter() - began
+        scales = trainer.networks.scaler_states()
         samples = self._steps(trainer, row.settings, MIN_STEPS)
         while len(samples) < MAX_STEPS and sum(samples) < ENOUGH_SECONDS * 1e9:
+            if row.settings.compile == "off" and min(samples) / 1e9 > HOPELESS * self._best_seconds:
+                break
             samples += self._steps(trainer, row.settings, MIN_STEPS)
         step = statistics.median(samples) / 1e9
         row.samples_ns, row.step_ms = samples, round(step * 1e3, 3)
@@ -195,8 +212,12 @@ class Tuner:
         row.total_seconds = round(row.compile_seconds + step * self.steps, 3)
         if not trainer.networks.finite():
             row.note = "unsound: NaN or infinite weights"
-        elif row.cosine is not None and row.cosine < MIN_COSINE:
+        elif not row.cosine >= MIN_COSINE:  # NaN is unsound too
             row.note = f"unsound: its gradients differ from eager fp32's (cosine {row.cosine:.3f})"
+        elif _skipped(scales, trainer.networks.scaler_states()) > len(samples) / 2:
+            row.note = "unsound: its gradients overflow, most updates are skipped"
+        else:
+            self._best_seconds = min(self._best_seconds, step)
 
     def _trainer(self, settings: Settings) -> Trainer:
         torch.set_num_threads(settings.threads)
@@ -206,6 +227,8 @@ class Tuner:
 
     def _direction(self, trainer: Trainer) -> float:
         """Cosine of the first step's gradients with eager fp32's, from the same weights and data."""
+        states = trainer.networks.scaler_states()
+        trainer.networks.restore_scalers({name: {**state, "scale": FIRST_SCALE} for name, state in states.items()})
         trainer.advance(log=False)
         parameters = [*trainer.networks.g_parameters, *trainer.networks.d_parameters]
         flat = torch.cat([p.grad.float().flatten() for p in parameters if p.grad is not None]).cpu()
@@ -232,6 +255,26 @@ class Tuner:
         self.rows.append(row)
         took = f"{row.step_ms:8.2f} ms/step" if row.step_ms is not None else " " * 16
         self.reporter.remark(f"tuning: {row.name:55} {took}  {row.note}".rstrip())
+
+
+def float16_slowdown() -> float:
+    """Time of a small convolution and its backward in float16 over that in float32, on this CPU."""
+    seconds = {}
+    for dtype in (torch.float32, torch.float16):
+        layer = torch.nn.Conv2d(32, 32, 4, 2, 1, dtype=dtype)
+        images = torch.ones(8, 32, 8, 8, dtype=dtype, requires_grad=True)
+        taken = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            layer(images).sum().backward()
+            taken.append(time.perf_counter() - begin)
+        seconds[dtype] = min(taken)
+    return seconds[torch.float16] / seconds[torch.float32]
+
+
+def _skipped(before: dict[str, Any], after: dict[str, Any]) -> float:
+    """Updates left out because gradients overflowed: each halves its network's scale; the worse network's count."""
+    return max((math.log2(before[name]["scale"] / after[name]["scale"]) for name in before), default=0.0)
 
 
 def _thread_counts(cores: int, base: int) -> list[int]:

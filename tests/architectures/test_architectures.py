@@ -83,10 +83,11 @@ def test_the_surveys_networks():
     assert generator.project.in_features == 100
 
 
-@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("size", [14, 28, 32, 64, 128])
 @pytest.mark.parametrize("name", ["dcgan", "resnet", "sagan", "r3gan", "stylegan2"])
-def test_all_sizes_of_the_papers(name, size):
-    module, chosen = ARCHITECTURES.load(name), options(name, 0, image_size=size)
+def test_all_sizes_of_the_papers_and_of_mnist(name, size):
+    more = {"attention": {14: 0, 28: 14}.get(size, 16)} if name == "sagan" else {}
+    module, chosen = ARCHITECTURES.load(name), options(name, 0, image_size=size, **more)
     generator, discriminator = module.generator(chosen), module.discriminator(chosen)
     inputs = inputs_of(module.spec(chosen), 2)
     images = generator(**inputs)
@@ -95,10 +96,31 @@ def test_all_sizes_of_the_papers(name, size):
     assert (discriminator(images) if labels is None else discriminator(images, labels)).shape == (2,)
 
 
+def test_seven_times_a_power_of_two_starts_and_ends_at_seven():
+    shapes = {}
+    for name in ("dcgan", "resnet", "r3gan"):
+        module, chosen = ARCHITECTURES.load(name), options(name, 0, image_size=28)
+        networks = {"generator": module.generator(chosen), "discriminator": module.discriminator(chosen)}
+        shapes[name] = {
+            f"{n}.{key}": tuple(p.shape) for n, net in networks.items() for key, p in net.named_parameters()
+        }
+        assert ARCHITECTURES.load(name).spec(chosen).outputs[0].shape[-2:] == (28, 28)
+    assert shapes["dcgan"]["generator.layers.0.weight"][2:] == (7, 7)
+    assert shapes["dcgan"]["discriminator.score.weight"][2:] == (7, 7)
+    assert shapes["r3gan"]["generator.basis"][1:] == (7, 7)
+    assert shapes["r3gan"]["discriminator.basis.weight"][2:] == (7, 7)
+    assert shapes["resnet"]["generator.project.weight"][0] % 49 == 0
+    # Two halvings to 7x7, and one block that keeps the size.
+    assert {key.split(".")[2] for key in shapes["resnet"] if key.startswith("discriminator.blocks")} == {"0", "1", "2"}
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("dcgan", {"image_size": 28}),
+        ("dcgan", {"image_size": 30}),
+        ("resnet", {"image_size": 7}),
+        ("r3gan", {"image_size": 0}),
+        ("sagan", {"image_size": 28, "attention": 16}),
         ("dcgan", {"channels": 2}),
         ("resnet", {"classes": 1}),
         ("resnet", {"attention": 5}),

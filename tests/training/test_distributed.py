@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import each_objective
 import pytest
 import tiny_run as tiny
 import torch
 
 from ganexport.checkpoint import checkpoint_path, read_checkpoint, read_state, steps_of
+from ganexport.recipe import registries
 from ganexport.training.metrics import read_metrics
 
 #: Sums over processes are taken in another order than sums over a batch: float32 rounding over 12 steps.
@@ -88,6 +91,19 @@ def test_resume_is_bit_exact_with_two_processes(by_two: Path, tmp_path: Path) ->
     finish(torchrun(2, "--resume", "--out", run))
     mine, theirs = (read_state(checkpoint_path(path, 12)) for path in (run, by_two))
     assert mine.files == theirs.files
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_every_objective_resumes_bit_for_bit_and_trains_what_one_process_trains(processes: int, tmp_path: Path) -> None:
+    command = torchrun(processes, tmp_path / "runs", script=str(Path(__file__).with_name("each_objective.py")))
+    done = subprocess.run(command, env=tiny.environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == each_objective.cases().keys()
+    assert set(registries()["objective"].names()) < found.keys()
+    assert [name for name, row in found.items() if not row["resumed"]] == []
+    apart = {name: row["apart"] for name, row in found.items() if name not in each_objective.COUPLED}
+    assert max(apart.values()) < TOLERANCE, apart
 
 
 def children(pid: int) -> list[int]:

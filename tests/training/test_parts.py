@@ -26,6 +26,7 @@ from ganexport.training.optimizers import clip_gradients, gradient_norm, make_op
 from ganexport.training.progress import Reporter
 from ganexport.training.randomness import Latents
 from ganexport.training.samples import tile
+from ganexport.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 
@@ -257,7 +258,7 @@ def test_resume_with_rollback_lowers_the_rate_of_a_run_that_diverged(tmp_path: P
 
 
 def test_tuner_reports_every_candidate_and_never_takes_a_slower_one() -> None:
-    recipe = tiny.recipe(training={"steps": 1000})
+    recipe = tiny.recipe(training={"steps": 50})  # so few that compiling cannot pay even on a busy machine
     told = []
     reporter = Reporter()
     reporter.remark = told.append  # type: ignore[method-assign]
@@ -269,12 +270,12 @@ def test_tuner_reports_every_candidate_and_never_takes_a_slower_one() -> None:
     baseline = rows[0]
     assert baseline["settings"] == {"precision": "fp32", "compile": "off", "memory_format": "contiguous", "threads": 1}
     assert winner["total_seconds"] <= baseline["total_seconds"]
-    assert {row["settings"]["precision"] for row in rows} >= {"fp32", "bf16"}
+    assert {row["settings"]["precision"] for row in rows} == {"fp32", "bf16", "fp16"}
     assert {row["settings"]["memory_format"] for row in rows} == {"contiguous", "channels_last"}
     compiled = [row for row in rows if row["settings"]["compile"] != "off"]
     assert compiled
     assert "would not pay" in compiled[0]["note"]
-    assert all(len(row["samples_ns"]) >= 5 for row in rows if row["step_ms"] is not None)
+    assert all(len(row["samples_ns"]) >= 3 for row in rows if row["step_ms"] is not None)
     assert chosen.training.precision == winner["settings"]["precision"]
     assert any(winner["name"] in text for text in told)
 
@@ -311,3 +312,50 @@ def test_tuner_refuses_unsound_and_failing_candidates(monkeypatch: pytest.Monkey
     assert "tf32" in failing.note
     assert failing.step_ms is None
     assert tuner._better(tuner.rows[0], tuner.rows[1]) is tuner.rows[0]
+
+
+def test_tuner_refuses_float16_whose_gradients_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainingStep._backward
+
+    def overflowing(self: TrainingStep, name: str, loss: torch.Tensor) -> None:
+        original(self, name, loss)
+        for parameter in self.networks[name].parameters():
+            if self.precision == "fp16" and parameter.grad is not None:
+                parameter.grad.fill_(torch.inf)
+
+    # Three steps are enough, and all that a CPU without a float16 backward can do.
+    monkeypatch.setattr("ganexport.training.autotune.MAX_STEPS", 3)
+    tuner = Tuner(tiny.recipe(), tiny.images(), CPU, Reporter())
+    assert tuner.time(Settings("fp32", "off", "contiguous", 1)).note == ""
+    fp16 = Settings("fp16", "off", "contiguous", 1)
+    sound = tuner.time(fp16)
+    assert sound.note == ""
+    assert sound.cosine is not None
+    assert sound.cosine > 0.99
+    monkeypatch.setattr(TrainingStep, "_backward", overflowing)
+    assert "cosine nan" in tuner.time(fp16).note
+    monkeypatch.setattr(Tuner, "_direction", lambda self, trainer: 1.0)
+    assert "most updates are skipped" in tuner.time(fp16).note
+
+
+def test_tuner_gives_up_on_a_candidate_that_is_far_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner = Tuner(tiny.recipe(), tiny.images(), CPU, Reporter())
+    settings = Settings("fp32", "off", "contiguous", 1)
+    assert len(tuner.time(settings).samples_ns) > 3
+    monkeypatch.setattr(tuner, "_best_seconds", 1e-9)
+    behind = tuner.time(settings)
+    assert len(behind.samples_ns) == 3
+    assert behind.step_ms is not None
+
+
+@pytest.mark.parametrize(("slowdown", "tried"), [(20.0, False), (0.6, True)])
+def test_tuner_tries_float16_where_it_is_not_hopeless(
+    slowdown: float, tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ganexport.training.autotune as module
+
+    assert 0.01 < module.float16_slowdown() < 1000
+    monkeypatch.setattr(module, "float16_slowdown", lambda: slowdown)
+    tuner = Tuner(tiny.recipe(), tiny.images(), CPU, Reporter())
+    assert list(tuner._precisions()) == (["bf16", "fp16"] if tried else ["bf16"])
+    assert ["20 times float32's" in row.note for row in tuner.rows] == ([] if tried else [True])

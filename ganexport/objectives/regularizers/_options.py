@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ganexport.errors import RecipeError
+from ganexport.objectives.regularizers._piecewise import PiecewiseLinear
 
 Critic = Callable[[Tensor], Tensor]
 
@@ -43,7 +44,12 @@ def input_gradient(critic: Critic, images: Tensor, scale: float = 1.0) -> Tensor
         scale: The scores are multiplied by this before, the gradient divided by it after: keeps float16
             gradients out of the subnormal range (PyTorch's AMP examples, "gradient penalty").
     """
-    gradient: Tensor = torch.func.grad(lambda x: _full(critic(x)).sum() * scale)(images)
+
+    def total(x: Tensor) -> Tensor:
+        with PiecewiseLinear():
+            return _full(critic(x)).sum() * scale
+
+    gradient: Tensor = torch.func.grad(total)(images)
     gradient = _full(gradient)
     return gradient / scale if scale != 1.0 else gradient
 

@@ -1,0 +1,54 @@
+"""Activations whose second derivative is zero, said in a way that lets autograd skip the work.
+
+A gradient penalty is differentiated through the critic's input gradient. For ReLU and leaky ReLU torch's second
+derivative is a tensor of zeros, which autograd then carries through the whole forward pass again: a convolution's
+backward for every layer, all of zeros. Multiplying by a mask that is no function of the input to autograd gives the
+same values and the same derivatives, and leaves nothing to carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.overrides import TorchFunctionMode
+
+_RELU: tuple[Any, ...] = (F.relu, torch.relu, Tensor.relu)
+
+
+class PiecewiseLinear(TorchFunctionMode):
+    """Inside, ReLU and leaky ReLU (as functions, methods or modules) are products with a constant mask.
+
+    The mask is 1 where the input is positive and the slope elsewhere, in the input's dtype. Activations that work in
+    place are left alone.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Replace the two activations, pass everything else on."""
+        named = dict(kwargs or {})
+        if func is F.leaky_relu:
+            return _leaky_relu(*args, **named)
+        if func in _RELU and len(args) == 1 and not named.get("inplace", False):
+            return _masked(args[0], 0.0)
+        return func(*args, **named)
+
+
+def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:  # noqa: A002 - torch's
+    if inplace:
+        return F.leaky_relu(input, negative_slope, inplace=True)
+    return _masked(input, negative_slope)
+
+
+def _masked(x: Tensor, slope: float) -> Tensor:
+    # The slope at x of the activation, from its own kernel (a comparison and a choice are many times slower on CPUs).
+    mask = torch.ops.aten.leaky_relu_backward(x.new_ones(()).expand(x.shape), x.detach(), slope, False)
+    return x * mask
