@@ -28,6 +28,8 @@ MACHINE = {
     "logging.every", "logging.sample_every", "logging.samples", "logging.tensorboard", "description",
 }  # fmt: skip
 CLASSES = 10
+DOCUMENT = ROOT / "docs" / "quality.md"
+MARK = "<!-- models: python -m benchmarks.zoo --cards -->"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.cards:
         for record in sorted(MODELS.glob(f"*/{RECORD}")):
             write_card(record.parent)
+        DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
         return 0
     if options.run is None:
         parser.error("name a run, or give --cards")
@@ -167,6 +170,25 @@ ganexport train {name} --data mnist/ --set training.threads={facts["threads"]} -
 is by Yann LeCun, Corinna Cortes and Christopher J. C. Burges, CC BY-SA 3.0.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def with_table(text: str) -> str:
+    """The document with the table of all trained models between its two marks."""
+    rows = [
+        "| model | steps | weights | Fréchet distance | coverage | smallest class | confidence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(MODELS.glob(f"*/{RECORD}")):
+        record = msgspec.json.decode(path.read_bytes())
+        facts, found = record["training"], record["evaluation"]
+        rows.append(
+            f"| [{record['model']}](../models/{record['model']}/README.md) | {facts['steps']:,} "
+            f"| {facts['weights_bytes'] / 1e6:.2f} MB | {found['frechet']:.1f} | {found['coverage']:.3f} "
+            f"| {min(found['class_shares']):.1%} | {found['confidence']:.3f} |"
+        )
+    before, _, rest = text.partition(MARK)
+    _, end, after = rest.partition("<!-- /models -->")
+    return f"{before}{MARK}\n" + "\n".join(rows) + f"\n{end}{after}"
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

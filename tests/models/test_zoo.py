@@ -56,6 +56,12 @@ def test_the_card_is_rendered_from_the_record(name, tmp_path):
     )
 
 
+def test_the_documents_table_is_rendered_from_the_records():
+    text = zoo.DOCUMENT.read_text()
+    assert zoo.with_table(text) == text, "python -m benchmarks.zoo --cards"
+    assert all(f"[{name}]" in text for name in TRAINED)
+
+
 @trained
 def test_all_ten_digits_with_confidence(name):
     from ganexport.evaluation.classifier import classify, load_classifier
