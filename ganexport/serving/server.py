@@ -128,8 +128,11 @@ class _Server:
         from ganexport.serving.versions import fingerprint
 
         self._seen = fingerprint(self.artifact)
-        version = await self.store.adopt(self.artifact)
+        version, refusal = await self.store.start(self.artifact)
         self.metrics.serving(version.digest)
+        if refusal is not None:
+            self.metrics.reloads.labels("refused").inc()
+            self.log("reload-refused", "error", reason=refusal, serving=version.digest)
         replicas = RayReplicas(self.options.engine, version, self.options.replicas, self.options.address, self.metrics)
         # Only now: starting Ray puts its own handler in place of whatever was there.
         self._catch_signals()
@@ -143,6 +146,7 @@ class _Server:
                 max_count=self.options.max_count,
                 timeout=self.options.timeout,
             )
+            self.gateway.refusal = refusal
             await self._answer()
         finally:
             await asyncio.to_thread(replicas.close)

@@ -6,6 +6,7 @@ file from under a replica, and a replica that is restarted finds the version tha
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import msgspec
 
-from ganexport.artifact import GOLDEN, MANIFEST, Artifact, writing
-from ganexport.errors import ArtifactError, UsageError
+from ganexport.artifact import GOLDEN, MANIFEST, Artifact, write_atomic, writing
+from ganexport.errors import ArtifactError, GanExportError, OutputError, UsageError
 from ganexport.serving.loading import Checked
 
 #: Versions kept on disk: the current one and those that can be rolled back to.
 KEPT_VERSIONS = 3
+#: File that remembers them.
+SAVED = "versions.json"
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -39,6 +42,13 @@ class Version(msgspec.Struct, frozen=True):
     checked: Checked
 
 
+class _Saved(msgspec.Struct, frozen=True):
+    """What a store remembers across restarts."""
+
+    history: tuple[Version, ...] = ()
+    withdrawn: str = ""
+
+
 class VersionStore:
     """Adopts versions and says which one serves.
 
@@ -51,6 +61,7 @@ class VersionStore:
         self.root = root
         self._check = check
         self._history: list[Version] = []
+        self._withdrawn = ""
 
     @property
     def current(self) -> Version:
@@ -68,8 +79,39 @@ class VersionStore:
         """Versions that can serve, the current one last."""
         return tuple(self._history)
 
-    async def adopt(self, source: Path) -> Version:
+    async def start(self, source: Path) -> tuple[Version, str | None]:
+        """What serves first: what lies at ``source``, or else what served when the process before this one ended.
+
+        A restart must not do what a reload would not: adopt a broken artifact, or one that was rolled back.
+
+        Returns:
+            The version, and why it is not the one at ``source``; None when it is.
+
+        Raises:
+            GanExportError: Why ``source`` was refused, when no earlier version can serve.
+            OutputError: Another server uses the folder.
+        """
+        self._own()
+        saved = self._saved()
+        for version in saved.history:
+            if Path(version.path).exists():
+                self._history.append(version)
+        self._withdrawn = saved.withdrawn
+        try:
+            return await self.adopt(source, starting=True), None
+        except GanExportError as error:
+            if not self._history:
+                raise
+            await self._check(Path(self.current.path))
+            return self.current, str(error)
+
+    async def adopt(self, source: Path, *, starting: bool = False) -> Version:
         """Copy, check and make current what now lies at ``source``; on any error nothing changes.
+
+        Args:
+            source: An artifact's folder or a lone .onnx.
+            starting: Nothing serves yet: also check what served before the process began, and refuse what
+                was rolled back then.
 
         Raises:
             GanExportError: Why it was refused.
@@ -79,17 +121,23 @@ class VersionStore:
             folder = Path(tempfile.mkdtemp(prefix="incoming.", dir=self.root))
         try:
             digest, name = _copy(source, folder)
-            if self._history and self.current.digest == digest:
+            if self._history and self.current.digest == digest and not starting:
                 return self.current
+            if digest == self._withdrawn and starting:
+                raise UsageError(f"{source}: version {digest} was rolled back; replace it, or send SIGHUP to serve it")
             checked = await self._check(folder / name if name else folder)
             home = self.root / digest
+            if starting:
+                shutil.rmtree(home, ignore_errors=True)
             if not home.exists():
                 folder.rename(home)
             version = Version(digest, str(home / name if name else home), time.time(), checked)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._history = [v for v in self._history if v.digest != digest] + [version]
+        self._withdrawn = ""
         self._forget()
+        self._save()
         return version
 
     def roll_back(self) -> Version:
@@ -100,8 +148,36 @@ class VersionStore:
         """
         if len(self._history) < 2:
             raise UsageError("there is no earlier version to roll back to")
-        self._history.pop()
+        self._withdrawn = self._history.pop().digest
+        self._save()
         return self.current
+
+    def _own(self) -> None:
+        """Take the folder for this process alone, and sweep up what a killed one left half copied."""
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.root / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(f"{self.root}: another server keeps its versions there; choose another --state") from None
+        for folder in self.root.glob("incoming.*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _saved(self) -> _Saved:
+        path = self.root / SAVED
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_Saved)
+        except FileNotFoundError:
+            return _Saved()
+        except (OSError, msgspec.DecodeError) as error:
+            raise OutputError(
+                f"{path}: cannot be read ({error}); remove it to start without earlier versions"
+            ) from None
+
+    def _save(self) -> None:
+        with writing(self.root):
+            write_atomic(self.root / SAVED, msgspec.json.encode(_Saved(tuple(self._history), self._withdrawn)))
 
     def _forget(self) -> None:
         for old in self._history[:-KEPT_VERSIONS]:
