@@ -365,4 +365,5 @@ def load_run(path: str | os.PathLike[str], *, step: int | None = None, ema: bool
     plain = recipe_to_plain(recipe)
     # What is made from a run travels: the place of the images on this machine stays behind.
     plain["data"]["source"] = Path(recipe.data.source).name
+    plain["transfer"]["init_from"] = Path(recipe.transfer.init_from).name
     return LoadedRun(module.float().eval().requires_grad_(False), spec, plain, found, recipe.name)

@@ -150,6 +150,19 @@ class Schedule(Section, frozen=True, kw_only=True):
     final: Share = 0.0
 
 
+class Transfer(Section, frozen=True, kw_only=True):
+    """Where the weights come from, other than from the seed.
+
+    Attributes:
+        init_from: A run, a trained model's name or folder, or a weights file; "" starts afresh. What fits by name
+            and shape is taken, the rest starts afresh and is named.
+        freeze_discriminator: Stages of the discriminator, from the image on, that are not trained (FreezeD).
+    """
+
+    init_from: str = ""
+    freeze_discriminator: Whole = 0
+
+
 class Guard(Section, frozen=True, kw_only=True):
     """When training counts as diverged.
 
@@ -194,6 +207,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     optimizer: Optimizers = Optimizers()
     ema: Ema = Ema()
     schedule: Schedule = Schedule()
+    transfer: Transfer = Transfer()
     guard: Guard = Guard()
     logging: Logging = Logging()
 
@@ -445,6 +459,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
         )
     if recipe.schedule.warmup >= training.steps and recipe.schedule.warmup:
         found.append(f"schedule.warmup: {recipe.schedule.warmup} steps of {training.steps} leave nothing to train")
+    if recipe.transfer.freeze_discriminator and not recipe.transfer.init_from:
+        found.append("transfer.freeze_discriminator: needs transfer.init_from: frozen random layers learn nothing")
     return found
 
 

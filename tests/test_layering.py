@@ -37,6 +37,7 @@ FLOORS = {
     "bench": 4,
     "serving": 4,
     "bulk": 4,
+    "explore": 4,
     "cli": 5,
 }
 TORCH_FREE = ("errors", "spec", "artifact", "parity", "seeding", "registry", "environment", "measurement", "stats")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import ganexport
 from ganexport.errors import UsageError
 from ganexport.seeding import Sampling, _philox, batched, latents, normal_below, normal_quantile, philox, stream_of
-from ganexport.spec import Dim, GeneratorSpec, TensorSpec, parse_input
+from ganexport.seeding._transforms import random_values
+from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec, parse_input
 
 GOLDEN = json.loads((Path(__file__).parent / "seeding_golden.json").read_text())
 
@@ -362,3 +363,16 @@ def test_a_sampling_can_be_kept_and_reused():
     sampling = Sampling(spec)
     assert np.array_equal(sampling.draw(3, 4, 5)["z"], latents(spec, 3, 4, 5)["z"])
     assert ganexport.latents is latents
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("truncation", [None, 0.02, 0.7, 8.0])
+def test_short_arrays_take_another_way_to_the_same_bits(truncation) -> None:
+    random = np.random.default_rng(4)
+    corners = np.array([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
+    words = np.concatenate([corners, random.integers(0, 2**32, 20_000, np.uint32), 2 ** np.arange(32, dtype=np.uint32)])
+    whole = random_values(Normal(), words[None], truncation)[0]
+    for size in (1, 5, 100, 511, 512, 513):
+        pieces = [random_values(Normal(), words[None, b : b + size], truncation)[0] for b in range(0, 3000, size)]
+        joined = np.concatenate(pieces)
+        np.testing.assert_array_equal(joined.view(np.uint32), whole[: joined.size].view(np.uint32))

@@ -23,6 +23,7 @@ EXAMPLES = """
 \b
 Examples:
   ganexport generate digits -n 64 -o grid.png
+  ganexport generate dcgan-mnist -n 64 -o grid.png
   ganexport generate digits -n 20 --seed 7 --start 100 -o pictures/
   ganexport generate digits -n 1000000 --format webdataset -o shards/
 """
@@ -50,22 +51,20 @@ Examples:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="grid.png, or a folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON on stdout.")
 def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None:
-    """Make pictures from ARTIFACT (an artifact's folder, or a lone .onnx), one seed and number a picture.
+    """Make pictures from ARTIFACT, one seed and number a picture.
+
+    ARTIFACT is an artifact's folder or a lone .onnx, which need no torch; with torch also a run, or the name of a
+    trained model of `ganexport recipes`.
 
     -o NAME.png writes a grid, -o FOLDER one PNG a picture, and --format writes shards with
     checksums; the same command continues shards where it was interrupted.
     """
-    from ganexport.runtime.generator import load
-
     begun = time.perf_counter()
     asked = _asked(options)
     _check_output(output, options)
     if options["rebuild"]:
         _rebuild(artifact)
-    settings = {"threads": options["threads"]} if options["threads"] is not None else None
-    with load(
-        artifact, options["backend"], options["device"], precision=options["precision"], settings=settings
-    ) as generator:
+    with _open(artifact, options) as generator:
         for remark in generator.remarks:
             remarks().print(f"passed over: {remark}", markup=False)
         remarks().print(f"running on {generator.runtime}", markup=False)
@@ -81,6 +80,26 @@ def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None
         print_json(about)
     else:
         click.echo(f"{made} {'picture' if made == 1 else 'pictures'} in {output} ({seconds:.1f} s)")
+
+
+def _open(source: Path, options: dict[str, Any]) -> Generator:
+    """The generator of an artifact or ONNX file, without torch; of a run or a trained model with it."""
+    from ganexport.artifact import MANIFEST
+    from ganexport.recipe import FILE, recipe_names
+
+    trained = (source / FILE).is_file() or (str(source) in recipe_names() and not source.exists())
+    if trained and not (source / MANIFEST).is_file():
+        from ganexport.evaluation.source import open_generator
+
+        # Shards record the hash of the file that made them; a run has none.
+        for name, option in (("precision",) * 2, ("threads",) * 2, ("rebuild",) * 2, ("kind", "format")):
+            if options[name]:
+                raise UsageError(f"--{option}: {source} is a run, not an artifact: ganexport convert it first")
+        return open_generator(str(source), options["backend"], options["device"])
+    from ganexport.runtime.generator import load
+
+    settings = {"threads": options["threads"]} if options["threads"] is not None else None
+    return load(source, options["backend"], options["device"], precision=options["precision"], settings=settings)
 
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:

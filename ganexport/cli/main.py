@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Compare an artifact's outputs with its source; exit 1 when outside tolerance."),
     "generate": ("generate", "Make images from an artifact, one seed an image."),
     "evaluate": ("evaluate", "Measure the quality of a generator's images against real data."),
+    "explore": ("explore", "Walk through latents, sweep truncations, compare classes and training images."),
     "bench": ("bench", "Measure latency and throughput of every backend, side by side."),
     "serve": ("serve", "Serve an artifact over HTTP."),
     "inspect": ("inspect", "Show what an artifact, run or ONNX file holds."),

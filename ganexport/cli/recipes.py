@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import msgspec
 
 from ganexport.cli._console import json_option, print_json, results
+
+#: What a trained model's folder holds beside its recipe and weights.
+RECORD, PICTURE = "evaluation.json", "samples.png"
 
 
 class RecipeRow(msgspec.Struct):
@@ -18,6 +23,8 @@ class RecipeRow(msgspec.Struct):
         data: Default images.
         steps: Default length.
         trained: Whether weights come with it: then ``convert`` and ``generate`` take the name too.
+        frechet: Measured Fréchet distance of those weights; None without.
+        picture: Path of their sample grid; None without.
     """
 
     name: str
@@ -27,17 +34,27 @@ class RecipeRow(msgspec.Struct):
     data: str
     steps: int
     trained: bool
+    frechet: float | None = None
+    picture: str | None = None
 
 
-@click.command(epilog="\b\nExamples:\n  ganexport recipes\n  ganexport recipes dcgan-mnist > mine.toml")
+@click.command(
+    epilog="\b\nExamples:\n  ganexport recipes\n  ganexport recipes dcgan-mnist > mine.toml\n"
+    "  ganexport recipes --grid models.png"
+)
 @click.argument("name", required=False)
+@click.option(
+    "--grid", metavar="F.png", type=click.Path(path_type=Path, dir_okay=False), help="Write one picture of all models."
+)
 @json_option
-def command(name: str | None, as_json: bool) -> None:
+def command(name: str | None, grid: Path | None, as_json: bool) -> None:
     """List the recipes and trained models that come with ganexport, or print one recipe as TOML."""
-    from ganexport.errors import unknown_name
+    from ganexport.errors import UsageError, unknown_name
     from ganexport.recipe import FILE, models_folder, recipe_names
 
     if name is not None:
+        if grid is not None:
+            raise UsageError("--grid shows all trained models: leave the name out")
         if name not in recipe_names():
             raise unknown_name("recipe", name, recipe_names())
         text = (models_folder() / name / FILE).read_text(encoding="utf-8")
@@ -49,16 +66,25 @@ def command(name: str | None, as_json: bool) -> None:
             click.echo(text, nl=False)
         return
     rows = list_recipes()
+    if grid is not None:
+        write_grid(grid, rows)
     if as_json:
         print_json(rows)
         return
+    if grid is not None:
+        click.echo(f"{grid}: samples of {', '.join(row.name for row in rows if row.picture)}")
+        return
     from rich.table import Table
 
-    table = Table("recipe", "architecture", "objective", "data", "steps", "weights", "what it is")
+    table = Table("recipe", "architecture", "objective", "steps", "trained", "Fréchet", "what it is")
     for row in rows:
-        weights = "yes" if row.trained else ""
-        table.add_row(row.name, row.architecture, row.objective, row.data, str(row.steps), weights, row.description)
+        distance = "" if row.frechet is None else f"{row.frechet:.1f}"
+        trained = "yes" if row.trained else ""
+        table.add_row(row.name, row.architecture, row.objective, str(row.steps), trained, distance, row.description)
     results().print(table)
+    results().print(
+        "trained: ganexport generate and convert take the name. Fréchet: distance to MNIST, as in the model's card."
+    )
 
 
 def list_recipes() -> list[RecipeRow]:
@@ -69,6 +95,9 @@ def list_recipes() -> list[RecipeRow]:
     for name in recipe_names():
         folder = models_folder() / name
         recipe = resolve({"name": name, **read_toml(folder / FILE)}, name, components=False)
+        trained = (folder / "weights.safetensors").is_file()
+        record, picture = folder / RECORD, folder / PICTURE
+        distance = msgspec.json.decode(record.read_bytes())["evaluation"]["frechet"] if record.is_file() else None
         rows.append(
             RecipeRow(
                 name,
@@ -77,7 +106,47 @@ def list_recipes() -> list[RecipeRow]:
                 " + ".join([recipe.objective.name, *(component.name for component in recipe.regularizers)]),
                 recipe.data.source,
                 recipe.training.steps,
-                (folder / "weights.safetensors").is_file(),
+                trained,
+                distance,
+                str(picture) if picture.is_file() else None,
             )
         )
     return rows
+
+
+def write_grid(path: Path, rows: list[RecipeRow]) -> None:
+    """One picture with a labelled strip of samples a trained model.
+
+    Raises:
+        UsageError: Not a .png, or no model comes with samples.
+        OutputError: Not writable, or the disk is full.
+    """
+    import io
+
+    from PIL import Image, ImageDraw, ImageFont
+
+    from ganexport.artifact import write_atomic
+    from ganexport.errors import UsageError
+
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--grid {path}: the picture's name must end in .png")
+    shown = [row for row in rows if row.picture is not None]
+    if not shown:
+        raise UsageError("--grid: no trained model comes with this installation")
+    strips = []
+    for row in shown:
+        assert row.picture is not None
+        with Image.open(row.picture) as picture:
+            strips.append(picture.convert("L"))
+    caption, margin = 20, 8
+    width = max(strip.width for strip in strips) + 2 * margin
+    canvas = Image.new("L", (width, sum(strip.height + caption + margin for strip in strips) + margin), 255)
+    pen, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(13), margin
+    for row, strip in zip(shown, strips, strict=True):
+        distance = "" if row.frechet is None else f"   Fréchet distance {row.frechet:.1f}"
+        pen.text((margin, top), f"{row.name}{distance}", fill=0, font=font)
+        canvas.paste(strip, (margin, top + caption))
+        top += strip.height + caption + margin
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())

@@ -15,6 +15,7 @@ Examples:
   ganexport train dcgan-mnist --out digits
   ganexport train dcgan-mnist --data mnist/ --set training.steps=4000 --tune --out digits
   ganexport train --resume --out digits
+  ganexport train dcgan-mnist --init-from digits --freeze-d 1 --data few/ --out tuned
   torchrun --nproc-per-node 4 -m ganexport.cli train dcgan-mnist --out digits
 """
 )
@@ -24,6 +25,12 @@ Examples:
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Override a key of the recipe; repeatable.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in RUN.")
 @click.option("--rollback", is_flag=True, help="On divergence go back to the last checkpoint at half the rate.")
+@click.option(
+    "--init-from", metavar="SOURCE", help="Start from the weights of a run, trained model or file, as far as they fit."
+)
+@click.option(
+    "--freeze-d", type=click.IntRange(0), metavar="K", help="Do not train the K discriminator stages next to the image."
+)
 @click.option("--tune", is_flag=True, help="First time precisions, compilation and threads here; take the fastest.")
 @click.option("--tune-only", is_flag=True, help="Only print the tuner's table.")
 @click.option("--dry-run", is_flag=True, help="Check recipe, data and networks; write nothing.")
@@ -36,6 +43,8 @@ def command(
     sets: tuple[str, ...],
     resume: bool,
     rollback: bool,
+    init_from: str | None,
+    freeze_d: int | None,
     tune: bool,
     tune_only: bool,
     dry_run: bool,
@@ -51,7 +60,10 @@ def command(
 
     require_training()
     from ganexport.training.api import train
+    from ganexport.training.memory import keep_freed_memory
     from ganexport.training.progress import ConsoleReporter
+
+    keep_freed_memory()
 
     result = train(
         recipe,
@@ -60,6 +72,8 @@ def command(
         sets=sets,
         resume=resume,
         rollback=rollback,
+        init_from=init_from,
+        freeze_d=freeze_d,
         tune=tune,
         tune_only=tune_only,
         dry_run=dry_run,

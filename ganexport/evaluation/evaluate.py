@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganexport.errors import DataError, UsageError
+from ganexport.evaluation.backbones import BACKBONES, Backbone
 from ganexport.evaluation.metrics import bootstrap, frechet_distance, kernel_distance, nearest, neighbour_metrics
 
 Images = NDArray[np.uint8]
@@ -42,6 +44,24 @@ class Memorisation(msgspec.Struct, frozen=True):
         return self.copies > 0.05
 
 
+class Drift(msgspec.Struct, frozen=True):
+    """How far these images are from those that another generator makes of the same latents.
+
+    Attributes:
+        against: The other generator.
+        frechet: Fréchet distance between the features of the two.
+        reference: Fréchet distance of the other one's images from the real ones.
+        moved: Change of the distance from the real images, relative to ``reference``: 0.02 is 2% worse.
+        psnr: Of the pictures, pair by pair, over all pixels, in dB of 255 grey levels; None where all are the same.
+    """
+
+    against: str
+    frechet: float
+    reference: float
+    moved: float
+    psnr: float | None
+
+
 class Evaluation(msgspec.Struct, frozen=True):
     """All figures of one evaluation.
 
@@ -60,8 +80,9 @@ class Evaluation(msgspec.Struct, frozen=True):
         density: Average number of real balls around a generated image, over k.
         coverage: Share of real images whose ball holds a generated image.
         class_shares: Share of each class by the classifier; empty for backbones without classes.
-        confidence: Mean of the classifier's largest probability.
+        confidence: Mean of the classifier's largest probability; None for backbones without classes.
         memorisation: Comparison with the nearest training images.
+        drift: Comparison with another generator of the same latents, where one was named.
     """
 
     source: str
@@ -78,56 +99,90 @@ class Evaluation(msgspec.Struct, frozen=True):
     density: float
     coverage: float
     class_shares: tuple[float, ...]
-    confidence: float
+    confidence: float | None
     memorisation: Memorisation
+    drift: Drift | None = None
 
 
-def evaluate_images(fake: Images, real: Images, *, source: str, data: str, seed: int, rounds: int = 30) -> Evaluation:
-    """Compare generated with real images by the digit classifier's features.
+def evaluate_images(
+    fake: Images,
+    real: Images,
+    *,
+    source: str,
+    data: str,
+    seed: int,
+    rounds: int = 30,
+    backbone: Backbone | None = None,
+    against: tuple[str, Images] | None = None,
+) -> Evaluation:
+    """Compare generated with real images by a network's features.
 
     Args:
-        fake: Generated uint8 images [N, H, W, 1].
-        real: Real uint8 images [M, h, w, 1].
+        fake: Generated uint8 images [N, H, W, C].
+        real: Real uint8 images [M, h, w, C].
         source: What made them, for the record.
         data: Name and split of the real images, for the record.
         seed: Seed of the latents, for the record.
         rounds: Bootstrap resamples.
+        backbone: Of the features; the digit classifier when None.
+        against: Name and images [N, H, W, C] of another generator, from the same latents.
 
     Raises:
-        DataError: Not grey images.
+        DataError: Images that the backbone does not take.
         UsageError: Too few images.
     """
-    from ganexport.evaluation.classifier import classify, load_classifier
-
     if min(len(fake), len(real)) < 100:
         raise UsageError(f"needs at least 100 images on each side, got {len(fake)} generated and {len(real)} real")
-    model = load_classifier()
-    fake_features, probabilities = classify(model, fake)
-    real_features, _ = classify(model, real)
+    chosen = backbone or BACKBONES.load("digits").backbone()
+    fake_features, probabilities = chosen.features(fake)
+    real_features, _ = chosen.features(real)
 
     def distance(features: NDArray[Any]) -> float:
         return frechet_distance(real_features, features)
 
+    frechet = distance(fake_features)
     neighbours = neighbour_metrics(real_features[:NEIGHBOUR_LIMIT], fake_features[:NEIGHBOUR_LIMIT])
-    shares = np.bincount(probabilities.argmax(1), minlength=probabilities.shape[1]) / len(probabilities)
+    shares: tuple[float, ...] = ()
+    if probabilities is not None:
+        counts = np.bincount(probabilities.argmax(1), minlength=probabilities.shape[1])
+        shares = tuple(float(count) / len(probabilities) for count in counts)
     return Evaluation(
         source,
         data,
         len(fake),
         len(real),
         seed,
-        "digit classifier, 84 features, 28x28 grey",
-        distance(fake_features),
+        chosen.description,
+        frechet,
         bootstrap(distance, fake_features, rounds=rounds),
         kernel_distance(real_features, fake_features),
         neighbours["precision"],
         neighbours["recall"],
         neighbours["density"],
         neighbours["coverage"],
-        tuple(float(share) for share in shares),
-        float(probabilities.max(1).mean()),
+        shares,
+        float(probabilities.max(1).mean()) if probabilities is not None else None,
         memorisation(fake[:NEIGHBOUR_LIMIT], real[:NEIGHBOUR_LIMIT]),
+        _drift(fake, fake_features, frechet, against, chosen, distance) if against is not None else None,
     )
+
+
+def _drift(
+    fake: Images,
+    features: NDArray[Any],
+    frechet: float,
+    against: tuple[str, Images],
+    backbone: Backbone,
+    distance: Callable[[NDArray[Any]], float],
+) -> Drift:
+    name, images = against
+    if images.shape != fake.shape:
+        raise UsageError(f"--against {name}: makes images {list(images.shape[1:])}, these are {list(fake.shape[1:])}")
+    others, _ = backbone.features(images)
+    reference = distance(others)
+    squared = sum(float(((a.astype(np.float64) - b) ** 2).sum()) for a, b in zip(fake, images, strict=True)) / fake.size
+    psnr = 10.0 * math.log10(255.0**2 / squared) if squared else None
+    return Drift(name, frechet_distance(others, features), reference, frechet / max(reference, 1e-12) - 1.0, psnr)
 
 
 def memorisation(fake: Images, real: Images) -> Memorisation:

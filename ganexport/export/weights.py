@@ -75,13 +75,13 @@ def load_into(module: torch.nn.Module, content: Any, where: str, key: str | None
         CheckpointError: No such key, several states fit alike, or tensors are missing, unexpected
             or of another shape; they are counted and the first are named.
     """
-    states = dict(_states(content))
+    found = states(content)
     if key is not None:
-        states = {key: _at(content, key, where)}
-    if not states:
+        found = {key: _at(content, key, where)}
+    if not found:
         raise CheckpointError(f"{where}: holds no tensors")
     wanted = module.state_dict()
-    fits = {name: _fit(state, wanted) for name, state in states.items()}
+    fits = {name: _fit(state, wanted) for name, state in found.items()}
     best = max(score for score, _ in fits.values())
     chosen = [name for name, (score, _) in fits.items() if score == best]
     if len(chosen) > 1 and best > 0:
@@ -90,10 +90,15 @@ def load_into(module: torch.nn.Module, content: Any, where: str, key: str | None
         )
     name = chosen[0]
     prefix = fits[name][1]
-    state = {k.removeprefix(prefix): v for k, v in states[name].items() if k.startswith(prefix)}
+    state = {k.removeprefix(prefix): v for k, v in found[name].items() if k.startswith(prefix)}
     _check_fit(state, wanted, where, name)
     module.load_state_dict(state, strict=True)
     return f"{name or 'the file'}{f' without the prefix {prefix!r}' if prefix else ''}"
+
+
+def states(content: Any) -> dict[str, State]:
+    """All mappings of tensors in a file's content, by their path in it ("" for the outermost, "ema/generator")."""
+    return dict(_states(content))
 
 
 def _states(content: Any, path: str = "", depth: int = 0) -> list[tuple[str, State]]:

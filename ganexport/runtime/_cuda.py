@@ -76,6 +76,13 @@ def gpu(index: int) -> Gpu:
     return Gpu(index, name, f"{properties.major}.{properties.minor}")
 
 
+def synchronize(index: int) -> None:
+    """Wait for all work of a GPU, on every stream."""
+    runtime = library()
+    check(runtime.cudaSetDevice(index), "cudaSetDevice")
+    check(runtime.cudaDeviceSynchronize(), "cudaDeviceSynchronize")
+
+
 class Device:
     """One GPU with one stream: buffers that grow, asynchronous copies, captured graphs.
 

@@ -10,6 +10,8 @@ from ganexport.errors import ArtifactError, UsageError
 from ganexport.runtime.base import Array
 from ganexport.spec import GeneratorSpec, TensorSpec
 
+_ZERO, _FULL = np.float32(0.0), np.float32(255.0)
+
 
 def image_tensor(spec: GeneratorSpec) -> TensorSpec:
     """The output that holds pictures.
@@ -58,12 +60,14 @@ def to_uint8(array: Array, tensor: TensorSpec) -> Array:
     value = array * np.float32(scale)
     value += np.float32(0.5 - low * scale)
     # The smallest value is NaN when any is: one pass finds both NaN and whether there is anything to clip.
-    least = value.min() if value.size else 0.0
+    least = float(np.minimum.reduce(value, axis=None)) if value.size else 0.0
     if math.isnan(least):
         raise ArtifactError(
             f"output {tensor.name!r} holds NaN: the engine computes wrongly for these inputs; run ganexport verify"
         )
-    np.clip(value, 0.0, 255.0, out=value)
+    if least < 0.0:
+        np.maximum(value, _ZERO, out=value)
+    np.minimum(value, _FULL, out=value)
     return _to_nhwc(value.astype(np.uint8), tensor.layout)
 
 

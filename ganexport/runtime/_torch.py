@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
+from ganexport.runtime._dlpack import CPU, CUDA, Place
 from ganexport.runtime.base import Array, Feeds, Runner, check_settings, device_index, first_line
 from ganexport.spec import GeneratorSpec
 
@@ -108,20 +109,37 @@ class TorchRunner(Runner):
         The check is not idle: compiled packages have been seen to return the example's batch for any input.
         """
         result: dict[str, Array] = {}
-        for tensor, value in zip(self.spec.outputs, self._flatten(self._outputs), strict=True):
+        for name, value in self._checked().items():
             moved = value.detach().to("cpu")
             if moved.dtype == self._torch.bfloat16:
                 moved = moved.float()
             array: Array = moved.contiguous().numpy()
+            # A result that shares memory with the module's own buffers or inputs must not reach the caller.
+            result[name] = array.copy() if self.device == "cpu" else array
+        return result
+
+    def places(self) -> dict[str, Place]:
+        """The module's own results, on its device."""
+        found = {}
+        for name, value in self._checked().items():
+            tensor = value.detach().contiguous()
+            kind = (CPU, 0) if tensor.device.type == "cpu" else (CUDA, tensor.device.index)
+            found[name] = Place(tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype)[6:], kind, tensor)
+        return found
+
+    def _checked(self) -> dict[str, Any]:
+        """The outputs by name, after their shapes were checked."""
+        found = {}
+        for tensor, value in zip(self.spec.outputs, self._flatten(self._outputs), strict=True):
+            shape = list(value.shape)
             wanted = [self._wanted.get(size) if isinstance(size, str) else size for size in tensor.shape]
-            if len(wanted) != array.ndim or any(w not in (None, s) for w, s in zip(wanted, array.shape, strict=True)):
+            if len(wanted) != len(shape) or any(w not in (None, s) for w, s in zip(wanted, shape, strict=True)):
                 raise ArtifactError(
-                    f"{self.backend}: output {tensor.name!r} has shape {list(array.shape)} for inputs of "
+                    f"{self.backend}: output {tensor.name!r} has shape {shape} for inputs of "
                     f"{self._wanted}, its spec says {list(tensor.shape)}: the file is wrong, convert again"
                 )
-            # A result that shares memory with the module's own buffers or inputs must not reach the caller.
-            result[tensor.name] = array.copy() if self.device == "cpu" else array
-        return result
+            found[tensor.name] = value
+        return found
 
     def _flatten(self, outputs: Any) -> list[Any]:
         if isinstance(outputs, Mapping):

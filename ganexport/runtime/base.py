@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ganexport.errors import ArtifactError, UsageError, unknown_name
 from ganexport.spec import GeneratorSpec, Label, TensorSpec
+
+if TYPE_CHECKING:
+    from ganexport.runtime._dlpack import Borrowed, Place
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -129,6 +133,54 @@ class Runner(abc.ABC):
             self.launch()
             self.synchronize()
             return self.fetch()
+
+    @contextlib.contextmanager
+    def borrow(self, feeds: Feeds) -> Iterator[dict[str, Borrowed]]:
+        """Run once and lend the outputs where the engine left them, on the GPU or the host, without a copy.
+
+        They implement DLPack. The runner is held for the length of the block, so other threads wait;
+        its next run overwrites what was lent. Work that reads them on a GPU is waited for at the
+        end of the block.
+
+        Args:
+            feeds: As in :meth:`run`.
+
+        Yields:
+            One :class:`~ganexport.runtime._dlpack.Borrowed` an output; nothing made from it by
+            ``from_dlpack`` may be used after the block: copy there what must stay.
+
+        Raises:
+            UsageError: As :meth:`run`.
+        """
+        from ganexport.runtime._dlpack import Borrowed
+
+        checked = check_feeds(self.spec, feeds)
+        with self._lock:
+            if self._closed:
+                raise UsageError("this generator is closed")
+            self.prepare(checked)
+            self.launch()
+            self.synchronize()
+            lent = {name: Borrowed(where) for name, where in self.places().items()}
+            try:
+                yield lent
+            finally:
+                for output in lent.values():
+                    output.end()
+                self.wait_for_readers()
+
+    def places(self) -> dict[str, Place]:
+        """Where the outputs of the last launch lie."""
+        from ganexport.runtime._dlpack import place
+
+        return {name: place(array) for name, array in self.fetch().items()}
+
+    def wait_for_readers(self) -> None:
+        """Wait until nothing reads the outputs that were lent: all of the device's work, where there is one."""
+        if self.device.startswith("cuda"):
+            from ganexport.runtime import _cuda
+
+            _cuda.synchronize(device_index(self.device) or 0)
 
     def __enter__(self) -> Self:
         return self

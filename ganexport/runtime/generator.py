@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from ganexport.runtime._images import image_tensor, to_uint8
 from ganexport.runtime.base import Array, Feeds, Runner
 from ganexport.seeding import Sampling, batched
 from ganexport.spec import BATCH, GeneratorSpec
+
+if TYPE_CHECKING:
+    from ganexport.runtime._dlpack import Borrowed
 
 
 def load(
@@ -37,8 +41,8 @@ def load(
             why stands in :attr:`Generator.remarks`.
         device: "cpu", "cuda" or "cuda:1"; None for the backend's best.
         precision: "fp32", "fp16", "bf16" or "int8"; None for fp32 where the artifact has it.
-        settings: ``threads`` and options of the backend; those measured at export, which the
-            manifest records, where not given.
+        settings: ``threads`` and options of the backend; each of those measured at export, which the
+            manifest records, where it is not given.
 
     Returns:
         A thread-safe generator; close it, or use it as a context manager.
@@ -97,8 +101,8 @@ def open_runner(
         file: One of its manifest's files.
         backend: A backend that opens this format.
         device: As in :func:`load`.
-        settings: As in :func:`load`; the manifest's are used with the backend that they were measured
-            with (``settings["backend"]``, any when not said).
+        settings: As in :func:`load`; the manifest's, each where it is not given, are used with the backend
+            that they were measured with (``settings["backend"]``, any when not said).
 
     Raises:
         BackendUnavailableError, IntegrityError, ArtifactError: As :func:`load`.
@@ -114,8 +118,8 @@ def open_runner(
         _preflight(artifact, file, device)
     own = dict(file.settings)
     measured_with = own.pop("backend", backend)
-    if settings is None and measured_with == backend:
-        settings = own
+    if measured_with == backend:
+        settings = {**own, **(settings or {})}
     path = artifact.verified_path(file)
     return runner_class.open(path, artifact.spec, device=device, settings=settings, requires=file.requires)
 
@@ -207,6 +211,14 @@ class Generator:
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run on arrays of your own; see :meth:`ganexport.runtime.base.Runner.run`."""
         return self.runner.run(feeds)
+
+    def borrow(self, feeds: Feeds) -> AbstractContextManager[dict[str, Borrowed]]:
+        """Run on arrays of your own and read the outputs where the engine left them, by DLPack and without a copy.
+
+        They are valid inside the ``with`` block only, and other threads wait for its end; see
+        :meth:`ganexport.runtime.base.Runner.borrow`. What :meth:`run` returns is yours to keep.
+        """
+        return self.runner.borrow(feeds)
 
     def generate(
         self,
@@ -315,12 +327,12 @@ class Generator:
     def _batches(self, request: _Request) -> Iterator[Batch]:
         for begin, count, feeds in request.feeds():
             outputs = self.runner.run_checked(feeds)
+            inputs = feeds
             if request.dim is not None:
                 ran = request.padded(count)
                 outputs = {t.name: _rows(outputs[t.name], t.shape, count, ran) for t in self._batched.outputs}
-                inputs = {t.name: _rows(feeds[t.name], t.shape, count, ran) for t in self._batched.inputs}
-            else:
-                inputs = feeds
+                if ran != count:
+                    inputs = {t.name: _rows(feeds[t.name], t.shape, count, ran) for t in self._batched.inputs}
             yield Batch(begin, count, inputs, outputs)
 
     def close(self) -> None:
@@ -410,17 +422,14 @@ class _Request:
         for begin in range(0, self.n, self.size):
             count = min(self.size, self.n - begin)
             piece = slice(begin, begin + count)
-            if self.seeds is None:
-                feeds = self.sampling.draw(
-                    self.seed, self.start + begin, count, labels=self._labels(piece), truncation=self.truncation
-                )
-            else:
-                feeds = self.sampling.draw(
-                    start=self.start,
-                    seeds=self.seeds[piece],
-                    labels=self._labels(piece),
-                    truncation=self.truncation,
-                )
+            feeds = self.sampling.draw_checked(
+                self.seed,
+                self.start + begin if self.seeds is None else self.start,
+                count,
+                seeds=None if self.seeds is None else self.seeds[piece],
+                labels=None if self.labels is None else self._labels(piece),
+                truncation=self.truncation,
+            )
             yield begin, count, self._pad(feeds, self.padded(count) - count)
 
     def padded(self, count: int) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
+from ganexport.runtime._dlpack import CUDA as CUDA_DEVICE
+from ganexport.runtime._dlpack import Place
 from ganexport.runtime.base import (
     Array,
     Feeds,
@@ -150,6 +152,17 @@ class OnnxRuntimeRunner(Runner):
         """The outputs of the last launch."""
         outputs = self._outputs if self._binding is None else self._binding.copy_outputs_to_cpu()
         return dict(zip(self._names, outputs, strict=True))
+
+    def places(self) -> dict[str, Place]:
+        """On CUDA: the bound outputs in device memory."""
+        if self._binding is None:
+            return super().places()
+        assert self._cuda is not None
+        found = {}
+        for name, value in zip(self._names, self._binding.get_outputs(), strict=True):
+            dtype = _DTYPES.get(value.data_type(), value.data_type().removeprefix("tensor(").removesuffix(")"))
+            found[name] = Place(value.data_ptr(), tuple(value.shape()), dtype, (CUDA_DEVICE, self._cuda), value)
+        return found
 
     def close(self) -> None:
         """Drop the session."""

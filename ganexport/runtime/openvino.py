@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
+from ganexport.runtime._dlpack import Place, place
 from ganexport.runtime.base import (
     Array,
     Feeds,
@@ -108,6 +109,10 @@ class OpenVinoRunner(Runner):
     def fetch(self) -> dict[str, Array]:
         """Copies of the outputs, which the request otherwise overwrites."""
         return {name: np.array(self._request.get_tensor(port).data) for name, port in self._outputs.items()}
+
+    def places(self) -> dict[str, Place]:
+        """The request's own output tensors."""
+        return {name: place(self._request.get_tensor(port).data) for name, port in self._outputs.items()}
 
     def close(self) -> None:
         """Drop the compiled model."""

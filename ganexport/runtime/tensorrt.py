@@ -12,6 +12,7 @@ import numpy as np
 
 from ganexport.errors import ArtifactError, BackendUnavailableError
 from ganexport.runtime import _cuda
+from ganexport.runtime._dlpack import CUDA, Place
 from ganexport.runtime.base import (
     Array,
     Feeds,
@@ -285,6 +286,14 @@ class TensorRtRunner(Runner):
             self._device.to_host(array, self._buffers[name][0])
         self._device.synchronize()
         return outputs
+
+    def places(self) -> dict[str, Place]:
+        """The engine's own output buffers."""
+        where = (CUDA, self._device.index)
+        return {
+            tensor.name: Place(self._buffers[tensor.name][0], self._output_shapes[tensor.name], tensor.dtype, where)
+            for tensor in self.spec.outputs
+        }
 
     def _forget_graphs(self) -> None:
         for graph in self._graphs.values():

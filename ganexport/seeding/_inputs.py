@@ -125,10 +125,26 @@ class Sampling:
         truncation: float | None = None,
     ) -> dict[str, Array]:
         """As :func:`latents`."""
-        keys, indices = self._counters(seed, start, n, seeds)
+        n = self._check_counters(seed, start, n, seeds)
+        if truncation is not None:
+            self._check_truncation(truncation)
+        return self.draw_checked(seed, start, n, seeds=seeds, labels=labels, truncation=truncation)
+
+    def draw_checked(
+        self,
+        seed: int,
+        start: int,
+        n: int,
+        *,
+        seeds: Sequence[int] | None = None,
+        labels: Any = None,
+        truncation: float | None = None,
+    ) -> dict[str, Array]:
+        """As :meth:`draw`, for samples of a request that :meth:`check` has seen."""
+        keys, indices = _counters(seed, start, n, seeds)
         count = indices.shape[0]
         if truncation is not None:
-            truncation = self._check_truncation(truncation)
+            truncation = float(truncation)
         chosen = self._choose_labels(labels, count) if labels is not None else {}
         cut = None if self._takes_truncation else truncation
         feeds = {}
@@ -185,14 +201,7 @@ class Sampling:
             raise UsageError("this generator has no batch dimension: draw one sample at a time")
         return n
 
-    def _counters(self, seed: int, start: int, n: int, seeds: Sequence[int] | None) -> tuple[Array, Array]:
-        """Keys, [samples] or [1], and sample numbers, [samples]."""
-        n = self._check_counters(seed, start, n, seeds)
-        if seeds is not None:
-            return np.array([int(s) for s in seeds], np.uint64), np.full(n, start, np.uint64)
-        return np.array([seed], np.uint64), np.arange(n, dtype=np.uint64) + np.uint64(start)
-
-    def _check_truncation(self, truncation: float) -> float:
+    def _check_truncation(self, truncation: float) -> None:
         try:
             value = float(truncation)
         except (TypeError, ValueError):
@@ -204,7 +213,6 @@ class Sampling:
             raise UsageError("this generator has neither a normal input nor one named 'truncation' to truncate")
         elif not 1e-6 <= value <= 8.0:
             raise UsageError(f"truncation is {value:g} standard deviations, allowed are 1e-6 to 8")
-        return value
 
     def _choose_labels(self, labels: Any, count: int) -> dict[str, Array]:
         known = {i.tensor.name: i.classes for i in self._label_inputs}
@@ -306,8 +314,17 @@ class _Input:
         return np.ascontiguousarray(np.moveaxis(values, 0, self.axis))
 
 
+def _counters(seed: int, start: int, n: int, seeds: Sequence[int] | None) -> tuple[Array, Array]:
+    """Keys, [samples] or [1], and sample numbers, [samples]."""
+    if seeds is not None:
+        return np.array([int(s) for s in seeds], np.uint64), np.full(len(seeds), start, np.uint64)
+    return np.array([seed], np.uint64), np.arange(n, dtype=np.uint64) + np.uint64(start)
+
+
 def _whole(value: Any, what: str, low: int, high: int) -> int:
     """A whole number in [low, high]; numpy's integers are fine, floats and booleans are not."""
+    if type(value) is int and low <= value <= high:
+        return value
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError

@@ -15,6 +15,8 @@ Array = NDArray[Any]
 
 #: Elements worked on at a time, so that the temporaries stay in the processor's cache.
 _CHUNK = 1 << 13
+#: Up to here an operation costs the same whatever its length.
+_FEW = 512
 
 # ---- normal quantile -------------------------------------------------------------------------
 # Wichura, "Algorithm AS 241: The percentage points of the normal distribution", 1988, routine
@@ -55,19 +57,27 @@ _FAR = _coefficients(
     (2.71155556874348757815e-5, 1.42151175831644588870e-7),
     (2.01033439929228813265e-7, 2.04426310338993978564e-15),
 )
-_LN2 = 0.6931471805599453
-_SQRT_HALF = 0.7071067811865476
+_LN2 = np.array(0.6931471805599453)
+_SQRT_HALF_BITS = np.array(0.7071067811865476).view(np.int64)
 #: 2 / (2 k + 1), k = 7 .. 0: log m = s (c0 + s² (c1 + s² (…))) with s = (m - 1) / (m + 1).
 _LOG_SERIES = tuple(np.array(2.0 / (2 * k + 1)) for k in range(7, -1, -1))
+# Zero-dimensional arrays rather than numbers: an operation on a short array is then faster.
+_HALF, _ONE, _WORD, _HALF_WORD = np.array(0.5), np.array(1.0), np.array(2.0**-32), np.array(2.0**-33)
+_CENTRE_END, _TAIL, _MIDDLE_START = np.array(0.180625), np.array(0.425), np.array(1.6)
+_52 = np.array(52)
 _TABLES = (_CENTRE, _MIDDLE, _FAR)
 
 
 def _log(x: Array) -> Array:
     """Natural logarithm of positive normal float64 numbers, in exact operations only."""
-    mantissa, exponent = np.frexp(x)  # [0.5, 1), both exact
-    low = mantissa < _SQRT_HALF
-    mantissa = np.where(low, mantissa + mantissa, mantissa)
-    s = (mantissa - 1.0) / (mantissa + 1.0)
+    bits = x.view(np.int64)
+    # x = m 2^k with m in [√½, √2): what is above the exponent of √½ is k, both halves exact.
+    exponent = bits - _SQRT_HALF_BITS
+    np.right_shift(exponent, _52, exponent)
+    mantissa = (bits - (exponent << _52)).view(np.float64)
+    s = mantissa - _ONE
+    mantissa += _ONE
+    s /= mantissa
     square = s * s
     series: Array = square * _LOG_SERIES[0]
     for coefficient in _LOG_SERIES[1:-1]:
@@ -75,7 +85,7 @@ def _log(x: Array) -> Array:
         series *= square
     series += _LOG_SERIES[-1]
     series *= s
-    series += (exponent - low) * _LN2
+    series += exponent * _LN2
     return series
 
 
@@ -86,8 +96,17 @@ def _spelled_out(table: int, elements: int) -> Array:
 
 
 def _ratio(table: int, r: Array) -> Array:
-    """Numerator over denominator at r, [elements]; both by Horner's rule, side by side."""
-    rows = _spelled_out(table, r.size) if r.size <= 512 else _TABLES[table]
+    """Numerator over denominator at r, [elements]."""
+    return _horner(_spelled_out(table, r.size) if r.size <= _FEW else _TABLES[table], r)
+
+
+def _horner(rows: Array, r: Array) -> Array:
+    """The ratio of two polynomials at r, [elements]; both by Horner's rule, side by side.
+
+    Args:
+        rows: [8, 2, elements or 1]: numerator's and denominator's coefficients, highest power first.
+        r: [elements].
+    """
     both = rows[0] * r
     for row in rows[1:-1]:
         both += row
@@ -124,6 +143,32 @@ def normal_quantile(p: Array) -> Array:
     return value
 
 
+def _few_quantiles(p: Array) -> Array:
+    """:func:`normal_quantile` of a short array, where the number of operations counts and not their length.
+
+    The same operations on each element, and so the same bits; but centre and tail go through one
+    Horner scheme, each element with its region's coefficients.
+
+    Args:
+        p: [elements] float64, each from 2^-33 to 1 - 2^-33: so near the centre that the third table is not needed.
+    """
+    q = p - _HALF
+    r = q * q
+    np.subtract(_CENTRE_END, r, r)
+    tail = np.abs(q) > _TAIL
+    low = np.subtract(_ONE, p)
+    np.minimum(p, low, out=low)
+    root = _log(low)
+    np.negative(root, root)
+    np.sqrt(root, root)
+    np.subtract(root, _MIDDLE_START, root)
+    np.copyto(r, root, where=tail)
+    value = _horner(np.where(tail, _spelled_out(1, p.size), _spelled_out(0, p.size)), r)
+    np.copysign(_ONE, q, q, where=tail)  # x or -x in the tails
+    value *= q
+    return value
+
+
 @functools.lru_cache(maxsize=64)
 def normal_below(t: float) -> float:
     """Probability that a standard normal variable is below -t: 60 halvings over :func:`normal_quantile`."""
@@ -141,12 +186,13 @@ def normal_below(t: float) -> float:
 
 
 def _normal_values(words: Array, sampler: Normal, truncation: float | None) -> Array:
-    p = (words.astype(np.float64) + 0.5) * 2.0**-32
+    p = words * _WORD
+    p += _HALF_WORD  # (word + ½) 2^-32: every step is exact
     if truncation is not None:
         low = normal_below(truncation)
         p *= 1.0 - low - low
         p += low
-    value = normal_quantile(p)
+    value = _few_quantiles(p) if p.size <= _FEW else normal_quantile(p)
     if truncation is not None:
         np.clip(value, -truncation, truncation, out=value)
     if sampler.std != 1.0:

@@ -76,6 +76,8 @@ def train(
     sets: Sequence[str] = (),
     resume: bool = False,
     rollback: bool = False,
+    init_from: str | os.PathLike[str] | None = None,
+    freeze_d: int | None = None,
     tune: bool = False,
     tune_only: bool = False,
     dry_run: bool = False,
@@ -95,6 +97,9 @@ def train(
         resume: Go on from the newest checkpoint in ``out``; from the start when there is none.
         rollback: On divergence go back to the last checkpoint with half the rate, up to five times. With
             ``resume`` of a run that diverged: go on from its last checkpoint with half the rate.
+        init_from: Start from these weights: a run, a trained model's name or folder, or a weights file. Tensors are
+            taken where name and shape agree; the others start afresh and are named.
+        freeze_d: Stages of the discriminator, from the image on, that are not trained.
         tune: Time precision, compilation, memory format and threads on this machine first, and take the fastest.
         tune_only: Only that; nothing is trained or written.
         dry_run: Check everything (recipe, data, networks) and write nothing.
@@ -114,6 +119,7 @@ def train(
     told = reporter or Reporter()
     if recipe is None and not (resume and out is not None):
         raise UsageError("name a recipe (list them with: ganexport recipes), or give --resume with --out RUN")
+    sets = [*sets, *_transfer_sets(init_from, freeze_d)]
     wanted = _wanted(recipe, data, sets, Path(out) if out is not None else None)
     run = Path(out) if out is not None else Path("runs") / wanted.name
     group = Group.from_environment()
@@ -170,6 +176,9 @@ def _train(
     if latest is not None:
         trainer.restore()
         reporter.remark(f"going on from step {latest.step} of {recipe.training.steps}")
+    elif recipe.transfer.init_from:
+        for taken in trainer.networks.transfer():
+            reporter.remark(str(taken))
     if rollback and group.gather((run / DIVERGED_FILE).is_file())[0]:
         why = f"the run had diverged; on from step {trainer.step}"
         trainer.lower_rate(trainer.rate_scale * ROLLBACK_FACTOR, trainer.rollbacks + 1, why)
@@ -198,6 +207,16 @@ def _wanted(recipe: str | Recipe | None, data: str | None, sets: Sequence[str], 
     if own is None:
         raise UsageError(f"{out}: no run to resume there; name a recipe to start one")
     return resolve(override(to_plain(own), more), str(out / FILE))
+
+
+def _transfer_sets(init_from: str | os.PathLike[str] | None, freeze_d: int | None) -> list[str]:
+    sets = []
+    if init_from is not None:
+        place = Path(init_from).expanduser()
+        sets.append(f"transfer.init_from={_quoted(str(place.absolute() if place.exists() else init_from))}")
+    if freeze_d is not None:
+        sets.append(f"transfer.freeze_discriminator={freeze_d}")
+    return sets
 
 
 def _quoted(text: str) -> str:

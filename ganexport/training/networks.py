@@ -22,6 +22,7 @@ from ganexport.training.optimizers import make_optimizer
 from ganexport.training.precision import needs_scaler
 from ganexport.training.randomness import Latents, seed_everything
 from ganexport.training.step import TrainingStep
+from ganexport.training.transfer import Transferred, check_freezable, freeze, start_from
 
 #: Second counter word of the interpolation's random places.
 _STREAM = 0x65707369  # "epsi"
@@ -58,6 +59,11 @@ class Networks:
             initialize(network, training.initialization)
             network.to(device=device, memory_format=_FORMATS[training.memory_format]).train()  # type: ignore[call-overload]
         self.conditional = any(isinstance(tensor.sampler, Label | OneHot) for tensor in self.spec.inputs)
+        if recipe.transfer.freeze_discriminator:
+            shape = [int(size) for size in self.spec.outputs[0].shape[1:]]
+            example = torch.zeros(4, *shape, device=device)
+            labels = torch.zeros(4, dtype=torch.int64, device=device) if self.conditional else None
+            freeze(self.discriminator, recipe.transfer.freeze_discriminator, example, labels)
         group.share_weights([self.generator, self.discriminator])
         self.average = MovingAverage(self.generator, recipe.ema) if recipe.ema.decay > 0 else None
         self.g_parameters = list(self.generator.parameters())
@@ -103,6 +109,18 @@ class Networks:
             loss_scale_g=self.g_scaler,
             seed=(self.seed + group.rank * 0x9E3779B1) % 2**63,
         )
+
+    def transfer(self) -> tuple[Transferred, ...]:
+        """Take over the weights of ``transfer.init_from``; the average starts from them too.
+
+        Raises:
+            CheckpointError, UsageError: As :func:`ganexport.training.transfer.start_from`.
+        """
+        taken = start_from(self.recipe.transfer.init_from, self.generator, self.discriminator)
+        check_freezable(taken, self.recipe.transfer.freeze_discriminator)
+        if self.average is not None:
+            self.average.module.load_state_dict(self.generator.state_dict())
+        return taken
 
     def batch(self, number: int) -> tuple[Tensor, Tensor | None]:
         """Real images [b, C, H, W] of a batch in the recipe's memory format; labels [b] for conditional models only."""

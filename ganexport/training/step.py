@@ -253,12 +253,14 @@ class TrainingStep:
         if not getattr(self.loss, "NEEDS_REAL", False):
             real = None
         self._begin()
+        trained = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
         discriminator.requires_grad_(False)
         try:
             metrics = self._run("generator", self._generator_loss, real, dict(inputs), labels)
             self._backward("generator", metrics["loss"])
         finally:
-            discriminator.requires_grad_(True)
+            for parameter in trained:  # frozen ones stay frozen
+                parameter.requires_grad_(True)
         return {name: value.detach().clone() for name, value in metrics.items()}
 
     def _generator_loss(self, real: Tensor | None, inputs: dict[str, Tensor], labels: Tensor | None) -> Metrics:

@@ -309,3 +309,20 @@ def test_help_has_an_example(ganexport_command):
         assert code == 0
         assert f"ganexport {name} " in out
         assert "Example" in out
+
+
+def test_generate_from_a_run_and_what_needs_an_artifact(tmp_path, ganexport_command):
+    sets = ["training.steps=2", "architecture.width=4", "logging.tensorboard=false", "training.device=cpu"]
+    words = [word for setting in sets for word in ("--set", setting)]
+    assert ganexport_command("train", "dcgan-mnist", *words, "--out", tmp_path / "run")[0] == 0
+    code, _, err = ganexport_command("generate", tmp_path / "run", "-n", 4, "-o", tmp_path / "grid.png")
+    assert code == 0, err
+    assert "running on torch" in err
+    assert np.asarray(Image.open(tmp_path / "grid.png")).shape == (56, 56)
+    for options in (["--format", "npz"], ["--threads", 2], ["--precision", "fp16"]):
+        code, _, err = ganexport_command("generate", tmp_path / "run", *options, "-n", 4, "-o", tmp_path / "shards")
+        assert code == 2
+        assert f"{options[0]}: {tmp_path / 'run'} is a run, not an artifact" in one_line(err)
+    code, _, err = ganexport_command("generate", "sngan-resnet-cifar10", "-n", 4, "-o", tmp_path / "x.png")
+    assert code == 2
+    assert "recipe without weights" in one_line(err)

@@ -84,3 +84,37 @@ def test_holes_are_one_line(artifact, tmp_path, capsys):
     ):
         assert run(["evaluate", *arguments]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_drift_against_itself_is_none_and_against_a_rounded_copy_is_small(artifact, tmp_path, capsys):
+    import onnx
+    from onnx import numpy_helper
+
+    assert run(["evaluate", str(artifact), "-n", "200", "--against", str(artifact), "--json"]) == 0
+    drift = json.loads(capsys.readouterr().out)["drift"]
+    assert drift["frechet"] == pytest.approx(0, abs=1e-3)
+    assert drift["moved"] == 0
+    assert drift["psnr"] is None
+    model = onnx.load(artifact / "generator.onnx")
+    weight = model.graph.initializer[0]
+    rounded = np.round(numpy_helper.to_array(weight) * 8) / 8
+    weight.CopyFrom(numpy_helper.from_array(rounded.astype(np.float32), weight.name))
+    from ganexport.artifact import Artifact
+    from ganexport.spec import spec_to_json
+
+    onnx.helper.set_model_props(model, {"ganexport.spec": spec_to_json(Artifact(artifact).spec)})
+    onnx.save(model, tmp_path / "rounded.onnx")
+    assert run(["evaluate", str(tmp_path / "rounded.onnx"), "-n", "200", "--against", str(artifact)]) == 0
+    shown = capsys.readouterr().out
+    assert "PSNR between the two" in shown
+    assert "moved against it" in shown
+    assert run(["evaluate", str(artifact), "-n", "200", "--against", str(tmp_path / "gone")]) == 2
+
+
+def test_a_backbone_that_does_not_fit_is_one_line(artifact, tmp_path, capsys):
+    for arguments in (
+        ["--backbone", "digits", "--backbone-weights", str(tmp_path / "w.pth")],
+        ["--backbone-weights", str(tmp_path / "missing.pth")],
+    ):
+        assert run(["evaluate", str(artifact), "-n", "100", *arguments]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -71,6 +72,21 @@ def test_outputs_belong_to_the_caller(generator):
     kept = first.copy()
     generator.run(ganexport.latents(generator.spec, 2, 0, 4))
     assert np.array_equal(first, kept)
+
+
+def test_torch_reads_lent_outputs_on_the_gpu(artifact, generator):
+    torch = pytest.importorskip("torch")
+    feeds = ganexport.latents(generator.spec, 1, 0, 4)
+    wanted = generator.run(feeds)["image"]
+    loaded = [generator]
+    if "CUDAExecutionProvider" in importlib.import_module("onnxruntime").get_available_providers():
+        loaded.append(ganexport.load(artifact, "onnxruntime", "cuda"))
+    for each in loaded:
+        with each.borrow(feeds) as lent:
+            image = torch.from_dlpack(lent["image"])
+            assert image.device.type == "cuda"
+            found = image.cpu().numpy()
+        assert np.abs(found - wanted).max() < 1e-3
 
 
 def test_the_parts_of_a_call_give_what_run_gives(generator):

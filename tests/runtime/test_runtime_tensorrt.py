@@ -220,6 +220,17 @@ def test_shapes_profiles_buffers_and_graphs(stand_in):
         runner.run({"z": np.zeros((1, 16), np.float32)})
 
 
+def test_buffers_are_lent_until_all_work_of_the_gpu_is_done(stand_in, monkeypatch):
+    runner, engine, _ = stand_in
+    waited: list[int] = []
+    monkeypatch.setattr(_cuda, "synchronize", waited.append)
+    with runner.borrow({"z": np.ones((3, 16), np.float32)}) as lent:
+        image = lent["image"]
+        assert image._place() == (engine.addresses["image"], (3, 3, 8, 8), "float32", (2, 0), None)
+        assert (image.device, waited) == ("cuda:0", [])
+    assert waited == [0]
+
+
 def test_a_profile_that_covers_nothing_is_named(stand_in):
     runner, engine, _ = stand_in
     engine.get_tensor_profile_shape = lambda *_: ((1, 16), (2, 16), (4, 16))

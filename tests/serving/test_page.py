@@ -19,8 +19,13 @@ import ganexport
 
 pytestmark = pytest.mark.slow
 
-PIXELS = """(async () => { const image = document.getElementById("picture"); await image.decode();
- const canvas = document.createElement("canvas");
+# Decoding is refused when the page puts another picture in its place meanwhile: then that one is decoded.
+PIXELS = """(async () => { const image = document.getElementById("picture");
+for (let left = 100; ; left--) {
+  try { await image.decode(); break; } catch (error) { if (!left) throw error; }
+  await new Promise((resolve) => setTimeout(resolve, 20));
+}
+const canvas = document.createElement("canvas");
 canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
 canvas.getContext("2d").drawImage(image, 0, 0); return canvas.toDataURL("image/png").split(",")[1]; })()"""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -35,3 +37,43 @@ def test_recipe_trains(name: str) -> None:
     assert trainer.networks.finite()
     assert any(not torch.equal(old, new) for old, new in zip(before, trainer.networks.g_parameters, strict=True))
     assert trainer.networks.evaluated().training is False
+
+
+def colour_recipes() -> list[object]:
+    quick = ("sngan-projection-cifar10", "dcgan-faces64")  # with classes, and a folder without them
+    names = [name for name in recipe_names() if "mnist" not in name]
+    return [pytest.param(name, marks=[] if name in quick else [pytest.mark.slow]) for name in names]
+
+
+@pytest.mark.parametrize("name", colour_recipes())
+def test_recipes_for_colour_data_run_end_to_end(name: str, tmp_path: Path) -> None:
+    """What a user would type, on pictures made here: the dry run, a step of training, images of the right size."""
+    import json
+
+    import tiny_run as tiny
+    from PIL import Image
+
+    recipe = load_recipe(name)
+    size, classes = recipe.architecture.options["image_size"], recipe.architecture.options.get("classes", 0)
+    random = np.random.default_rng(0)
+    for label in range(max(classes, 1)):
+        folder = tmp_path / "pictures" / (f"class{label}" if classes else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(4):  # larger than the model's, and not square, where the recipe resizes
+            height, width = (size + 9, size + 30) if recipe.data.fit == "resize" else (size, size)
+            Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{number}.png")
+    sets = ["training.steps=1", "training.batch_size=4", "training.n_critic=1", "architecture.width=8"]
+    sets += ["logging.samples=4", "logging.tensorboard=false", "training.threads=1", "training.device=cpu"]
+    words = [word for setting in sets for word in ("--set", setting)]
+    arguments = [name, "--data", tmp_path / "pictures", *words]
+    dry = tiny.run(*arguments, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "everything fits together" in dry.stdout
+    done = tiny.run(*arguments, "--out", tmp_path / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["finished"] is True
+    grid = next((tmp_path / "run" / "samples").glob("*.png"))
+    with Image.open(grid) as picture:
+        assert picture.size == (2 * size, 2 * size)
+        assert picture.mode == "RGB"
+    assert "FID" in recipe.description

@@ -1,0 +1,112 @@
+"""What ``.run`` and ``.generate`` cost over the engine's own call at batch 1.
+
+    python -m benchmarks.overhead [--latent 128] [--output overhead.json]
+
+One process, one engine, one thread. The three calls are made in turn, so that each sample has its
+counterpart from the same moment: the difference is taken pair by pair. The generator is as small
+as it can be, so that the difference is not lost in the engine's own scatter. ``.run`` checks and
+copies nothing; ``.generate`` draws the latent by the seed contract and makes uint8 pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import ganexport
+from benchmarks._rows import Results, median, say
+from ganexport.runtime.generator import Generator
+from ganexport.seeding import latents
+from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec, spec_to_json
+
+#: Microseconds over the engine's own call that are promised.
+LIMITS = {"run": 30.0, "generate": 80.0}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latent", type=int, default=128, help="elements of the latent")
+    parser.add_argument("--calls", type=int, default=20_000, help="of each kind")
+    parser.add_argument("--output", type=Path, default=Path("overhead.json"))
+    arguments = parser.parse_args()
+    conditions = {"batch": 1, "threads": 1, "latent": arguments.latent, "image": [1, 28, 28]}
+    planned = [({"name": name, "backend": "onnxruntime"}, conditions) for name in ("engine", *LIMITS)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.onnx"
+        path.write_bytes(tiny_model(arguments.latent))
+        with ganexport.load(path, "onnxruntime", "cpu", settings={"threads": 1}) as generator:
+            samples = measure(generator, arguments.calls)
+    results = Results(arguments.output, "Overhead of .run and .generate over the engine's own call", planned)
+    for index, name in enumerate(samples):
+        over = [now - own for now, own in zip(samples[name], samples["engine"], strict=True)]
+        facts = {"median_over_engine_us": median(over) / 1e3, "limit_us": LIMITS.get(name)} if name in LIMITS else None
+        results.add(index, {"end-to-end": samples[name]}, facts=facts)
+        if facts:
+            own = median(samples["engine"]) / 1e3
+            say(f"{name}: {facts['median_over_engine_us']:.1f} µs over the engine's {own:.1f}")
+    return 0
+
+
+def tiny_model(latent: int) -> bytes:
+    """z [batch, latent] → tanh of one matrix product → [batch, 1, 28, 28], with its spec in the metadata."""
+    random = np.random.default_rng(0)
+    constants = {
+        "weight": random.normal(0, latent**-0.5, (latent, 784)).astype(np.float32),
+        "shape": np.array([-1, 1, 28, 28], np.int64),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["z", "weight"], ["product"]),
+        helper.make_node("Tanh", ["product"], ["flat"]),
+        helper.make_node("Reshape", ["flat", "shape"], ["image"]),
+    ]
+    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", latent])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 28, 28])
+    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "tiny", [z], [image], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    spec = GeneratorSpec(
+        (TensorSpec("z", "float32", ("batch", latent), Normal()),),
+        (TensorSpec("image", "float32", ("batch", 1, 28, 28), range=(-1.0, 1.0), layout="NCHW"),),
+        (Dim("batch", 1, 8, 64),),
+        "tiny",
+    )
+    helper.set_model_props(model, {"ganexport.spec": spec_to_json(spec)})
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def measure(generator: Generator, calls: int) -> dict[str, list[int]]:
+    """Nanoseconds of each call, in turn."""
+    feeds = latents(generator.spec, 7)
+    session = generator.runner._session  # the engine itself, for what it takes without us
+    names = [output.name for output in session.get_outputs()]
+    functions = {
+        "engine": lambda: session.run(names, feeds),
+        "run": lambda: generator.run(feeds),
+        "generate": lambda: generator.generate(1, 7),
+    }
+    made = generator.generate(1, 7)
+    assert np.array_equal(made, generator.generate(1, 7)), "not deterministic"
+    samples: dict[str, list[int]] = {name: [] for name in functions}
+    gc.disable()
+    for turn in range(-calls // 10, calls):
+        for name, function in functions.items():
+            begun = time.perf_counter_ns()
+            function()
+            taken = time.perf_counter_ns() - begun
+            if turn >= 0:
+                samples[name].append(taken)
+    gc.enable()
+    return samples
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Quality at equal steps: dcgan-mnist against the survey's loop, as it stands and with its rate tuned.
+
+    python -m benchmarks.quality --data mnist/ [--seeds 0,1,2] [--steps 938] [--jobs 2]
+
+All three train the same networks with the same binary cross-entropy on the same images for the same steps of 64
+images. The tuned survey gets the best of several rates, chosen on the first seed. Every run's Fréchet distance (10,000
+images, the digit classifier's features) is kept; the ratio is that of the medians over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._rows import say
+from ganexport.environment import describe, device_key
+
+ROOT = Path(__file__).resolve().parent.parent
+RATES = (1e-3, 1.5e-3, 2.5e-3)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, evaluate, write the JSON."""
+    parser = argparse.ArgumentParser(prog="benchmarks.quality", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="mnist-10k")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=938)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at once, one thread each")
+    parser.add_argument("-n", type=int, default=10_000, help="generated images a run")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args(arguments)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    output = options.output or ROOT / "benchmarks" / "results" / device_key(describe()) / "quality.json"
+    rows: list[dict[str, Any]] = []
+
+    def one(way: str, recipe: str, seed: int, sets: tuple[str, ...] = ()) -> dict[str, Any]:
+        row = {"way": way, "recipe": recipe, "seed": seed, "sets": list(sets), **_train(recipe, seed, sets, options)}
+        say(f"{way}, seed {seed}: Fréchet distance {row['frechet']:.1f}, smallest class {min(row['class_shares']):.1%}")
+        rows.append(row)
+        _write(output, rows, options, seeds)
+        return row
+
+    def tuned(rate: float) -> tuple[str, ...]:
+        return tuple(f"optimizer.{network}.rate={rate}" for network in ("generator", "discriminator"))
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        tries = [pool.submit(one, f"survey at {r}", "dcgan-mnist-survey", seeds[0], tuned(r)) for r in RATES]
+        plain = [pool.submit(one, "survey", "dcgan-mnist-survey", seed) for seed in seeds]
+        ours = [pool.submit(one, "ours", "dcgan-mnist", seed) for seed in seeds]
+        best = min((job.result() for job in tries), key=lambda row: row["frechet"])
+        more = [pool.submit(one, best["way"], best["recipe"], s, tuple(best["sets"])) for s in seeds[1:]]
+        for job in (*plain, *ours, *more):
+            job.result()
+    print(_table(rows))
+    return 0
+
+
+def _train(recipe: str, seed: int, sets: tuple[str, ...], options: argparse.Namespace) -> dict[str, Any]:
+    settings = [f"training.steps={options.steps}", f"training.seed={seed}", "training.threads=1", *sets]
+    settings += ["logging.tensorboard=false", f"logging.sample_every={options.steps}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ganexport = [sys.executable, "-m", "ganexport.cli"]
+    with tempfile.TemporaryDirectory() as folder:
+        run = str(Path(folder) / "run")
+        train = [*ganexport, "train", recipe, "--data", options.data, "--out", run, "--json"]
+        for setting in settings:
+            train += ["--set", setting]
+        trained = _call(train, environment)
+        evaluate = [*ganexport, "evaluate", run, "--data", options.data, "-n", str(options.n), "--json"]
+        found = _call(evaluate, environment)
+    keys = ("frechet", "frechet_interval", "coverage", "precision", "class_shares", "confidence", "generated", "real")
+    return {
+        **{key: found[key] for key in keys},
+        "copies": found["memorisation"]["copies"],
+        "seconds": trained["seconds"],
+    }
+
+
+def _call(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(
+            f"{' '.join(command[2:6])}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}"
+        )
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def _medians(rows: list[dict[str, Any]]) -> dict[str, tuple[float, int]]:
+    ways: dict[str, list[float]] = {}
+    for row in rows:
+        ways.setdefault(row["way"], []).append(row["frechet"])
+    return {way: (float(np.median(values)), len(values)) for way, values in ways.items()}
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    medians = _medians(rows)
+    base = medians.get("survey", (float("nan"), 0))[0]
+    lines = ["| way | Fréchet distance, median | seeds | against the survey |", "|---|---|---|---|"]
+    lines += [f"| {way} | {value:.1f} | {count} | {value / base:.3f}x |" for way, (value, count) in medians.items()]
+    return "\n".join(lines)
+
+
+def _write(output: Path, rows: list[dict[str, Any]], options: argparse.Namespace, seeds: list[int]) -> None:
+    content = {
+        "title": "Quality at equal steps: dcgan-mnist against the survey's loop",
+        "command": f"python -m benchmarks.quality --data mnist/ --seeds {options.seeds} --steps {options.steps}",
+        "environment": describe(),
+        "steps": options.steps,
+        "seeds": seeds,
+        "rows": sorted(rows, key=lambda row: (row["way"], row["seed"])),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_suffix(".partial")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

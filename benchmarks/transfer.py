@@ -1,0 +1,113 @@
+"""Does transfer help? From digits 0-4 to 5-9 with 500 images, against training from scratch, at equal steps.
+
+    python -m benchmarks.transfer --data mnist/ [--seeds 0,1,2] [--steps 300] [--source-steps 938]
+
+One run learns the digits 0 to 4. Then, for each seed, three runs see the same 500 images of the digits 5 to 9 for the
+same steps: from scratch, from that run (--init-from), and from it with the discriminator's first stage frozen
+(--freeze-d 1). All are compared with every training image of the digits 5 to 9 by the digit classifier's features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._rows import say
+from benchmarks.quality import ROOT, _call
+from ganexport.environment import describe, device_key
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "from scratch": (),
+    "--init-from": ("--init-from", "SOURCE"),
+    "--init-from, --freeze-d 1": ("--init-from", "SOURCE", "--freeze-d", "1"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, evaluate, write the JSON."""
+    parser = argparse.ArgumentParser(prog="benchmarks.transfer", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="mnist-10k")
+    parser.add_argument("--recipe", default="dcgan-mnist")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--source-steps", type=int, default=938)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("-n", type=int, default=5_000, help="generated images a run")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args(arguments)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    output = options.output or ROOT / "benchmarks" / "results" / device_key(describe()) / "transfer.json"
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        _split(folder, options.data, options.images)
+        source = folder / "source"
+        _run(source, folder / "0-4.npz", options.source_steps, 0, options.recipe)
+        for seed in seeds:
+            for way, more in WAYS.items():
+                run = folder / f"run-{len(rows)}"
+                given = tuple(str(source) if word == "SOURCE" else word for word in more)
+                _run(run, folder / f"few-{seed}.npz", options.steps, seed, options.recipe, given)
+                found = _call(
+                    [sys.executable, "-m", "ganexport.cli", "evaluate", str(run), "--data", str(folder / "5-9.npz"),
+                     "-n", str(options.n), "--json"],
+                    dict(os.environ),
+                )  # fmt: skip
+                rows.append(
+                    {"way": way, "seed": seed, **{k: found[k] for k in ("frechet", "coverage", "class_shares")},
+                     "copies": found["memorisation"]["copies"]}
+                )  # fmt: skip
+                say(f"{way}, seed {seed}: Fréchet distance {rows[-1]['frechet']:.1f}")
+                _write(output, rows, options)
+    for way in WAYS:
+        print(f"{way}: median {np.median([row['frechet'] for row in rows if row['way'] == way]):.1f}")
+    return 0
+
+
+def _split(folder: Path, data: str, count: int) -> None:
+    """0-4.npz, 5-9.npz and, a seed each, few images of the latter."""
+    from ganexport.data import open_images
+
+    images = open_images(data)
+    labels = images.labels
+    assert labels is not None
+    pixels = images.array()
+    low, high = labels < 5, labels >= 5
+    np.savez(folder / "0-4.npz", images=pixels[low], labels=labels[low])
+    np.savez(folder / "5-9.npz", images=pixels[high], labels=labels[high] - 5)
+    where = np.flatnonzero(high)
+    for seed in range(10):
+        chosen = np.random.default_rng(seed).choice(where, count, replace=False)
+        np.savez(folder / f"few-{seed}.npz", images=pixels[chosen], labels=labels[chosen] - 5)
+
+
+def _run(run: Path, data: Path, steps: int, seed: int, recipe: str, more: tuple[str, ...] = ()) -> None:
+    sets = [f"training.steps={steps}", f"training.seed={seed}", "training.threads=1", "logging.tensorboard=false"]
+    command = [sys.executable, "-m", "ganexport.cli", "train", recipe, "--data", str(data), "--out", str(run), "--json"]
+    for setting in sets:
+        command += ["--set", setting]
+    _call([*command, *more], {**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def _write(output: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    content = {
+        "title": f"Transfer from digits 0-4 to 5-9 with {options.images} images, {options.recipe}",
+        "command": f"python -m benchmarks.transfer --data mnist/ --seeds {options.seeds} --steps {options.steps}",
+        "environment": describe(),
+        "steps": options.steps,
+        "source_steps": options.source_steps,
+        "rows": rows,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

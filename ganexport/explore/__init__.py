@@ -1,0 +1,1 @@
+"""Looking into a generator: walks between latents, truncation sweeps, classes, nearest training images."""
