@@ -23,11 +23,13 @@ from ganexport.data.images import ImageSet
 from ganexport.recipe import Recipe, load_recipe
 from ganexport.training.distributed import Group
 from ganexport.training.loop import Trainer
+from ganexport.training.memory import keep_freed_memory
 from ganexport.training.networks import fitted
 
 
 def _engine(recipe: Recipe, images: ImageSet) -> tuple[Callable[[], Any], Callable[[], torch.nn.Module]]:
     torch.set_num_threads(recipe.training.threads)
+    keep_freed_memory()  # as ``ganexport train`` does
     trainer = Trainer(recipe, images, group=Group(), device=torch.device("cpu"))
 
     def advance() -> Any:

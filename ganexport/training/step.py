@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ganexport.errors import RecipeError
 from ganexport.kernels.gradient_penalty import interpolate, make_rng_state
+from ganexport.objectives.regularizers._options import scores_and_gradient
 from ganexport.training import precision as precisions
 
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "aot_eager")
@@ -79,6 +80,7 @@ class TrainingStep:
             refuse_batch_norm(discriminator)
         # Statistics over the batch must not mix real with generated images; without them one pass does for both.
         self._separate = any(is_batch_coupled(module) for module in discriminator.modules())
+        self._repeatable = is_repeatable(discriminator)
 
     # ---- discriminator ------------------------------------------------------------------------
 
@@ -127,35 +129,81 @@ class TrainingStep:
         labels: Tensor | None,
         fake_labels: Tensor | None,
     ) -> Metrics:
-        with precisions.autocast(self.precision, self.device.type):
-            if self._separate:
-                real_logits, fake_logits = self._score(real, labels), self._score(fake, fake_labels)
-            else:
-                both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
-                real_logits, fake_logits = self._score(torch.cat([real, fake]), both).split(
-                    [real.shape[0], fake.shape[0]]
-                )  # [N], [N]
-        real_logits, fake_logits = precisions.full(real_logits), precisions.full(fake_logits)
+        gradients: dict[str, Tensor] = {}
+        places = {self.penalties[index][0].POINTS for index in active if self._shares_pass(index)}
+        if places:
+            real_logits, fake_logits, gradients = self._scores_and_gradients(places, real, fake, labels, fake_labels)
+        else:
+            real_logits, fake_logits = self._both_scores(real, fake, labels, fake_labels)
         total = self.loss.discriminator_loss(real_logits, fake_logits)
         metrics = {"real_score": real_logits.mean(), "fake_score": fake_logits.mean()}
         for index in active:
             module, options = self.penalties[index]
-            at_labels = fake_labels if module.POINTS == "fake" else labels
-            value = self._penalty(index, points[index], at_labels)
+            if self._shares_pass(index):
+                value = module.of_gradient(options, gradients[module.POINTS], options.weight * options.interval)
+            else:
+                value = self._penalty(index, points[index], fake_labels if module.POINTS == "fake" else labels)
             metrics[_name(module)] = value / options.interval
             total = total + value
         return {"loss": total, **metrics}
 
-    def _penalty(self, index: int, points: Tensor, labels: Tensor | None) -> Tensor:
-        module, options = self.penalties[index]
+    def _both_scores(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, fake_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of real and of generated images, [N] and [N], in one pass where the critic allows it."""
+        with precisions.autocast(self.precision, self.device.type):
+            if self._separate:
+                real_logits, fake_logits = self._score(real, labels), self._score(fake, fake_labels)
+            else:
+                real_logits, fake_logits = self._score(torch.cat([real, fake]), _joined(labels, fake_labels)).split(
+                    [real.shape[0], fake.shape[0]]
+                )
+        return precisions.full(real_logits), precisions.full(fake_logits)
+
+    # ---- penalties at the images that are scored anyway ----------------------------------------
+
+    def _shares_pass(self, index: int) -> bool:
+        """Whether a penalty takes its gradient from the pass that scores the images."""
+        return self._repeatable and hasattr(self.penalties[index][0], "of_gradient")
+
+    def _scores_and_gradients(
+        self, places: set[str], real: Tensor, fake: Tensor, labels: Tensor | None, fake_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Logits as :meth:`_both_scores`, and the critic's gradient [N, C, H, W] at "real" and "fake" as wanted."""
+        scale = precisions.inner_scale(self.precision)
+        if len(places) == 2 and not self._separate:
+            count = [real.shape[0], fake.shape[0]]
+            critic = self._critic(_joined(labels, fake_labels))
+            logits, gradient = scores_and_gradient(critic, torch.cat([real, fake]), scale)
+            at_real, at_fake = gradient.split(count)
+            real_logits, fake_logits = logits.split(count)
+            return real_logits, fake_logits, {"real": at_real, "fake": at_fake}
+        logits_of: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
+        for place, images, its_labels in (("real", real, labels), ("fake", fake, fake_labels)):
+            if place in places:
+                found = scores_and_gradient(self._critic(its_labels), images, scale)
+                logits_of[place], gradients[place] = found
+            else:
+                with precisions.autocast(self.precision, self.device.type):
+                    logits_of[place] = precisions.full(self._score(images, its_labels))
+        return logits_of["real"], logits_of["fake"], gradients
+
+    def _critic(self, labels: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The discriminator as a function of images that can be differentiated twice."""
 
         def critic(images: Tensor) -> Tensor:
             # Attention's fused kernels have no second derivative; its math form has.
             with precisions.autocast(self.precision, self.device.type), sdpa_kernel(SDPBackend.MATH):
                 return self._score(images, labels)
 
+        return critic
+
+    def _penalty(self, index: int, points: Tensor, labels: Tensor | None) -> Tensor:
+        module, options = self.penalties[index]
         scale = precisions.inner_scale(self.precision)
-        value: Tensor = module.penalty(options, critic, points, options.weight * options.interval, scale)
+        weight = options.weight * options.interval
+        value: Tensor = module.penalty(options, self._critic(labels), points, weight, scale)
         return value
 
     def _points(self, penalty: tuple[ModuleType, Any], real: Tensor, fake: Tensor, epsilon: Tensor | None) -> Tensor:
@@ -272,6 +320,15 @@ def is_batch_coupled(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) or bool(getattr(module, "batch_coupled", False))
 
 
+def is_repeatable(module: nn.Module) -> bool:
+    """Whether a second pass over the same images gives the same scores: nothing random, no state that a pass changes.
+
+    Spectral normalisation's vectors and dropout make the answer no.
+    """
+    random = (nn.modules.dropout._DropoutNd, nn.RReLU)
+    return next(module.buffers(), None) is None and not any(isinstance(part, random) for part in module.modules())
+
+
 def refuse_batch_norm(discriminator: nn.Module) -> None:
     """Refuse batch normalisation under a gradient regularizer.
 
@@ -285,6 +342,10 @@ def refuse_batch_norm(discriminator: nn.Module) -> None:
                 "with: it penalises each image's own gradient, and batch statistics couple the images (Gulrajani et "
                 "al. 2017, section 4); choose the architecture's norm = 'none', 'layer' or 'instance'"
             )
+
+
+def _joined(labels: Tensor | None, others: Tensor | None) -> Tensor | None:
+    return None if labels is None or others is None else torch.cat([labels, others])
 
 
 def _name(module: ModuleType) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from ganexport.errors import RecipeError, UsageError
 from ganexport.objectives import OBJECTIVES
 from ganexport.objectives.regularizers import REGULARIZERS
-from ganexport.training.step import TrainingStep
+from ganexport.training.step import TrainingStep, is_repeatable
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cells import PLACES, REGULARIZED, build, fresh_graphs, gradients, relative
@@ -210,6 +210,31 @@ def test_minibatch_statistics_never_mix_real_and_generated_images():
     cell.discriminator.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     cell.critic()
     assert seen == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("regularized", "architecture", "expected"),
+    [
+        ("none", "dcgan-mnist/0", [8]),
+        ("r1+r2", "dcgan-mnist/0", [8]),
+        ("r1", "dcgan-mnist/0", [4, 4]),  # real with its gradient, generated without
+        ("r2", "dcgan-mnist/0", [4, 4]),
+        ("r1+r2", "sagan/0", [8, 4, 4]),  # every pass changes spectral normalisation's vectors: none is left out
+        ("two-sided", "dcgan-mnist/0", [8, 4]),
+    ],
+)
+def test_images_that_are_scored_anyway_are_not_scored_again_for_their_penalty(regularized, architecture, expected):
+    cell = build("non-saturating", regularized, architecture)
+    seen = []
+    cell.discriminator.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    cell.critic()
+    assert seen == expected
+
+
+def test_dropout_forbids_sharing_a_pass():
+    assert is_repeatable(nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU()))
+    assert not is_repeatable(nn.Sequential(nn.Linear(2, 2), nn.Dropout()))
+    assert not is_repeatable(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)))
 
 
 def test_a_step_of_any_modules():

@@ -44,14 +44,21 @@ def input_gradient(critic: Critic, images: Tensor, scale: float = 1.0) -> Tensor
         scale: The scores are multiplied by this before, the gradient divided by it after: keeps float16
             gradients out of the subnormal range (PyTorch's AMP examples, "gradient penalty").
     """
+    return scores_and_gradient(critic, images, scale)[1]
 
-    def total(x: Tensor) -> Tensor:
+
+def scores_and_gradient(critic: Critic, images: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """As :func:`input_gradient`, and the scores [N] of the same pass in float32, differentiable too."""
+
+    def total(x: Tensor) -> tuple[Tensor, Tensor]:
         with PiecewiseLinear():
-            return _full(critic(x)).sum() * scale
+            scores = _full(critic(x))  # [N]
+        return scores.sum() * scale, scores
 
-    gradient: Tensor = torch.func.grad(total)(images)
+    gradient: Tensor
+    gradient, scores = torch.func.grad(total, has_aux=True)(images)
     gradient = _full(gradient)
-    return gradient / scale if scale != 1.0 else gradient
+    return scores, gradient / scale if scale != 1.0 else gradient
 
 
 def _full(x: Tensor) -> Tensor:

@@ -50,5 +50,5 @@ def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fal
 
 def _masked(x: Tensor, slope: float) -> Tensor:
     # The slope at x of the activation, from its own kernel (a comparison and a choice are many times slower on CPUs).
-    mask = torch.ops.aten.leaky_relu_backward(x.new_ones(()).expand(x.shape), x.detach(), slope, False)
+    mask: Tensor = torch.ops.aten.leaky_relu_backward(x.new_ones(()).expand(x.shape), x.detach(), slope, False)
     return x * mask

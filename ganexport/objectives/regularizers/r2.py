@@ -22,4 +22,9 @@ class Options(PenaltyOptions, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def penalty(options: Options, critic: Critic, points: Tensor, weight: float, scale: float) -> Tensor:
     """The penalty at generated images [N, C, H, W], a float32 scalar."""
-    return gradient_penalty(input_gradient(critic, points, scale), kind="r1", weight=weight)
+    return of_gradient(options, input_gradient(critic, points, scale), weight)
+
+
+def of_gradient(options: Options, gradient: Tensor, weight: float) -> Tensor:
+    """The penalty of the critic's gradients [N, C, H, W] at generated images, a float32 scalar."""
+    return gradient_penalty(gradient, kind="r1", weight=weight)
