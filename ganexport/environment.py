@@ -200,6 +200,30 @@ def gpu_state(index: int = 0) -> dict[str, Any]:
     }
 
 
+def cpu_counters() -> dict[str, float]:
+    """Counters of what else happens to the processor; their differences over a measurement tell.
+
+    Returns:
+        ``busy`` and ``steal`` (seconds of all cores together: computing, and withheld by the hypervisor),
+        ``quota`` (seconds that this control group was stopped for exceeding its CPU quota), ``thermal`` (times
+        that a core throttled for heat). What the system does not count is left out.
+    """
+    found: dict[str, float] = {}
+    fields = _read("/proc/stat").partition("\n")[0].split()
+    if len(fields) > 8 and fields[0] == "cpu":
+        ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields[1:9]]
+        found |= {"busy": ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6], "steal": ticks[7]}
+    group = re.search(r"^0::(/.*)$", _read("/proc/self/cgroup"), re.MULTILINE)
+    statistics = _read(f"/sys/fs/cgroup{group.group(1).rstrip('/')}/cpu.stat") if group else ""
+    if throttled := re.search(r"^throttled_usec (\d+)$", statistics, re.MULTILINE):
+        found["quota"] = int(throttled.group(1)) / 1e6
+    counts = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
+    numbers = [int(text) for path in counts if (text := _read(str(path)).strip()).isdigit()]
+    if numbers:
+        found["thermal"] = sum(numbers)
+    return found
+
+
 def energy_joules(index: int | None = None) -> float | None:
     """A counter of energy used so far: of GPU ``index`` (NVML), or of the processor packages (RAPL) with None.
 

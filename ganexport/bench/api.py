@@ -35,8 +35,11 @@ def benchmark(
     scenarios: Sequence[str] = ("single-stream", "offline"),
     threads: Sequence[int] = (),
     precisions: Sequence[str] = (),
+    cores: Sequence[tuple[int, ...]] = (),
     seconds: float = 2.0,
     rounds: int = 8,
+    within: float = 0.0,
+    at_most: float = 60.0,
     warm_up: float = 10.0,
     server: ServerPlan | None = None,
     cold_starts: int = 5,
@@ -52,22 +55,25 @@ def benchmark(
     """Measure sources on every backend that can run them, a process each, in turn.
 
     Args:
-        sources: Artifacts, runs, models, ``package.module:factory`` or ``.onnx`` files of ONE
-            generator. Outputs are compared with the golden ones of the first artifact that has them,
-            else with those of the first candidate that runs.
+        sources: Artifacts, runs, models, ``package.module:factory`` or lone files
+            (:data:`~ganexport.bench.candidates.LONE`) of ONE generator. Outputs are compared with the
+            golden ones of the first artifact that has them, else with those of the first candidate that runs.
         backends: Only these; see :func:`~ganexport.bench.candidates.backend_names`.
         devices: "cpu", "cuda"; by default the CPU, and the first GPU where there is one.
         batches: Of the offline scenario; by default the generator's smallest, optimal and largest.
         sizes: Of dimensions other than the batch; their optimum by default.
         scenarios: Of :data:`SCENARIOS`.
         threads: Thread counts to sweep on the CPU.
-        precisions: Of torch candidates.
+        precisions: Of torch candidates, and of a lone file that does not say its own.
+        cores: Sets of CPU cores that candidates are pinned to, each measured; none pins nothing.
         seconds: Sampling time of each candidate in each cell, spread over the rounds.
         rounds: Turns of each candidate.
+        within: Add turns until every ratio to the first candidate is known within this share; 0 adds none.
+        at_most: Seconds after which no turn is added in a cell.
         warm_up: Longest warm-up in seconds.
         server: Limits of the server scenario.
         cold_starts: Fresh processes a candidate in the cold-start scenario.
-        inputs: What to feed to an ``.onnx`` file that does not say it itself.
+        inputs: What to feed to a lone file that does not say it itself.
         dims: Ranges of such a file's free dimensions.
         peaks: Measure the machine's peaks for the roofline.
         title: Of the report.
@@ -92,15 +98,31 @@ def benchmark(
     if any(batch < 1 for batch in batches):
         raise UsageError(f"batch sizes must be positive, got {', '.join(map(str, batches))}")
     names = [str(source) for source in sources]
+    if server is not None and (server.trial_seconds <= 0 or server.slo_ms <= 0 or server.max_batch < 1):
+        raise UsageError("the server scenario's limit, batch and trial seconds must be positive")
     candidates = find_candidates(
-        names, backends=backends, devices=devices, threads=threads, precisions=precisions, inputs=inputs, dims=dims
+        names,
+        backends=backends,
+        devices=devices,
+        threads=threads,
+        precisions=precisions,
+        cores=cores,
+        inputs=inputs,
+        dims=dims,
     )
     if keep is not None:
         candidates = [candidate for candidate in candidates if keep(candidate)]
     if not candidates:
         raise UsageError(f"nothing can run {', '.join(names) or 'no source'}; see: ganexport doctor")
     reference = _golden_of(names)
-    plan = Plan(rounds=rounds, turn_seconds=seconds / rounds, max_warm_seconds=warm_up, reference=reference)
+    plan = Plan(
+        rounds=rounds,
+        within=within,
+        at_most_seconds=at_most,
+        turn_seconds=seconds / rounds,
+        max_warm_seconds=warm_up,
+        reference=reference,
+    )
     environment = describe()
     with Conductor(candidates, plan, progress, on_row) as conductor:
         conductor.open()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from ganexport.artifact import FORMATS, MANIFEST, Artifact, ArtifactFile
 from ganexport.bench.factories import TORCH_MODES
+from ganexport.bench.lone import SUFFIXES, Said
 from ganexport.environment import gpus
 from ganexport.errors import ArtifactError, UsageError, unknown_name
 from ganexport.measure.candidate import Candidate
+from ganexport.measure.process import CandidateFailedError, WorkerProcess
 from ganexport.runtime import BACKENDS
 from ganexport.spec import Dim, GeneratorSpec, TensorSpec, spec_to_json
 
+#: Suffixes of files that can be measured alone.
+LONE = (".onnx", *SUFFIXES)
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
-_SUFFIXES = {".onnx": "onnx", ".engine": "trt", ".plan": "trt", ".ts": "torchscript", ".pt": "torchscript"}
 _HERE = "ganexport.bench.factories"
 #: torch.compile's modes that are measured unless asked otherwise: one on a CPU, where compiling takes
 #: long; on a GPU also the strongest, with CUDA graphs.
@@ -35,19 +41,22 @@ def find_candidates(
     devices: Sequence[str] = (),
     threads: Sequence[int] = (),
     precisions: Sequence[str] = (),
+    cores: Sequence[tuple[int, ...]] = (),
     inputs: Sequence[TensorSpec] = (),
     dims: Sequence[Dim] = (),
 ) -> list[Candidate]:
     """Everything that can run these sources: each backend, device and thread count is a candidate.
 
     Args:
-        sources: Artifacts, runs, models of ours, ``package.module:factory``, ``.onnx`` files.
+        sources: Artifacts, runs, models of ours, ``package.module:factory``, files as in :data:`LONE`.
         backends: Only these; names as in :func:`backend_names`. A backend that is asked for and has
             nothing to run gets a row with the reason.
         devices: "cpu", "cuda", "cuda:1"; by default the CPU, and the first GPU where there is one.
         threads: Thread counts to sweep; by default each backend's own choice.
-        precisions: Of torch candidates; "fp32" by default.
-        inputs: What to feed to an ``.onnx`` file that does not say it itself.
+        precisions: Of torch candidates; "fp32" by default. A single one is also what a lone file computes
+            in that does not tell.
+        cores: Sets of CPU cores, each its own candidates pinned to it; see :func:`parse_cores`.
+        inputs: What to feed to a lone file that does not say it itself.
         dims: Ranges of such a file's free dimensions.
 
     Raises:
@@ -64,9 +73,10 @@ def find_candidates(
     found: list[Candidate] = []
     for source in sources:
         several = len(sources) > 1
-        choice = _Choice(tuple(backends), where, tuple(precisions) or ("fp32",), tuple(inputs), tuple(dims))
-        for candidate in _of_source(source, choice):
+        choice = _Choice(tuple(backends), where, tuple(precisions), tuple(inputs), tuple(dims))
+        for candidate in _of_source(source, choice, sources):
             found += _with_threads(candidate, threads, source if several else "")
+    found = _on_cores(found, cores)
     found += [_nothing_to_run(name) for name in backends if not any(c.about["backend"] == name for c in found)]
     return _distinct(found)
 
@@ -81,7 +91,7 @@ class _Choice(NamedTuple):
     dims: tuple[Dim, ...]
 
 
-def _of_source(source: str, choice: _Choice) -> Iterator[Candidate]:
+def _of_source(source: str, choice: _Choice, sources: Sequence[str]) -> Iterator[Candidate]:
     path = Path(source)
     if path.is_dir() and (path / MANIFEST).is_file():
         artifact = Artifact(path)
@@ -89,18 +99,65 @@ def _of_source(source: str, choice: _Choice) -> Iterator[Candidate]:
             if file.format in FORMATS:  # packages hold the ONNX file once more
                 yield from _of_file(file.format, file.precision, choice, artifact=artifact, file=file)
         return
-    if path.is_file():
-        kind = _SUFFIXES.get(path.suffix)
-        if kind != "onnx":
-            raise UsageError(
-                f"{source}: only .onnx files can be measured alone; for others name the artifact that holds them"
-            )
+    if path.is_file() and path.suffix == ".onnx":
         spec = onnx_spec(path, choice.inputs, choice.dims)
         yield from _of_file("onnx", _onnx_precision(path), choice, path=path, spec=spec)
         return
-    if not path.exists() and not _FACTORY.match(source) and path.suffix in _SUFFIXES:
+    if path.is_file() and path.suffix in SUFFIXES:
+        yield from _of_lone(path, SUFFIXES[path.suffix], choice, sources)
+        return
+    if path.is_file():
+        raise UsageError(f"{source}: not a file that can be measured alone; those are {', '.join(LONE)}")
+    if not path.exists() and not _FACTORY.match(source) and path.suffix in LONE:
         raise UsageError(f"{source}: no such file")
     yield from _of_torch(source, choice)
+
+
+def _of_lone(path: Path, kind: str, choice: _Choice, sources: Sequence[str]) -> Iterator[Candidate]:
+    """Candidates of a file without a manifest; a process of its own opens it and says what it is."""
+    declared = choice.precisions[0] if len(choice.precisions) == 1 else ""
+    blank = GeneratorSpec((), ())
+    for shell in _of_file(kind, declared or "fp32", choice, path=path, spec=blank):
+        name = f"{shell.about['backend']} {path.name}" + (
+            "" if shell.about["device"] == "cpu" else f" {shell.about['device']}"
+        )
+        candidate = msgspec.structs.replace(shell, name=name)
+        if not candidate.unavailable:
+            candidate = _described(candidate, kind, declared, _said(choice, sources))
+        yield candidate
+
+
+def _described(candidate: Candidate, kind: str, declared: str, said: Said) -> Candidate:
+    path, device = candidate.arguments["path"], str(candidate.about["device"])
+    arguments = {"path": path, "kind": kind, "device": device, "said": msgspec.to_builtins(said)}
+    try:
+        with WorkerProcess(Candidate(f"describe {path}", "")) as worker:
+            found = worker.ask("call", 300, function="ganexport.bench.lone:describe", arguments=arguments)["value"]
+    except CandidateFailedError as failure:
+        if failure.kind == "refused":  # the user's to mend: a description, or another file
+            raise UsageError(str(failure)) from None
+        return msgspec.structs.replace(candidate, unavailable=str(failure))
+    if "unavailable" in found:
+        return msgspec.structs.replace(candidate, unavailable=found["unavailable"])
+    about = {**candidate.about, "precision": declared or found["precision"] or "fp32"}
+    filled = {**candidate.arguments, "spec": found["spec"], "requires": found["requires"]}
+    return msgspec.structs.replace(candidate, arguments=filled, about=about)
+
+
+def _said(choice: _Choice, sources: Sequence[str]) -> Said:
+    """What the user says about a lone file, else what another source of the same benchmark knows."""
+    known: GeneratorSpec | None = None
+    for source in sources:
+        path = Path(source)
+        if path.is_dir() and (path / MANIFEST).is_file():
+            known = Artifact(path).spec
+        elif path.is_file() and path.suffix == ".onnx":
+            known = onnx_spec(path, choice.inputs, choice.dims)
+        if known is not None:
+            break
+    if known is None:
+        return Said(choice.inputs, choice.dims)
+    return Said(choice.inputs or known.inputs, choice.dims or known.dims, known.outputs)
 
 
 def _of_file(
@@ -139,7 +196,7 @@ def _of_torch(source: str, choice: _Choice) -> Iterator[Candidate]:
     for device in choice.devices:
         modes = [m for m in TORCH_MODES if m in (choice.backends or _DEFAULT_MODES[device.partition(":")[0]])]
         for mode in modes:
-            for precision in choice.precisions:
+            for precision in choice.precisions or ("fp32",):
                 about = {"backend": mode, "precision": precision, "device": device, "format": "torch"}
                 arguments = {"source": source, "mode": mode, "device": device, "precision": precision}
                 name = _name(mode, precision, device)
@@ -157,8 +214,6 @@ def _name(backend: str, precision: str, device: str) -> str:
 
 
 def _with_threads(candidate: Candidate, threads: Sequence[int], source: str) -> list[Candidate]:
-    import msgspec
-
     about = {**candidate.about, **({"source": Path(source).name} if source else {})}
     if not threads or not str(candidate.about["device"]).startswith("cpu"):
         return [msgspec.structs.replace(candidate, about=about)]
@@ -182,6 +237,41 @@ def _with_threads(candidate: Candidate, threads: Sequence[int], source: str) -> 
     return found
 
 
+def parse_cores(text: str) -> tuple[int, ...]:
+    """Parse a set of cores, ``0-3,8``.
+
+    >>> parse_cores("0-3,8")
+    (0, 1, 2, 3, 8)
+
+    Raises:
+        UsageError: Not of that form, or cores that this process may not use.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        if match is None:
+            raise UsageError(f"cores {text!r}: write numbers and ranges like 0-3,8")
+        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    if not hasattr(os, "sched_setaffinity"):
+        raise UsageError("cores: this system cannot pin a process to cores")
+    allowed = os.sched_getaffinity(0)
+    if not found or found - allowed:
+        raise UsageError(f"cores {text!r}: this process may use {', '.join(map(str, sorted(allowed)))}")
+    return tuple(sorted(found))
+
+
+def _on_cores(candidates: list[Candidate], cores: Sequence[tuple[int, ...]]) -> list[Candidate]:
+    """Each candidate once a set of cores."""
+    found = []
+    for candidate in candidates if cores else ():
+        for chosen in cores:
+            words = ",".join(map(str, chosen))
+            name = candidate.name + (f" cores {words}" if len(cores) > 1 else "")
+            about = {**candidate.about, "cores": words}
+            found.append(msgspec.structs.replace(candidate, name=name, about=about, cores=chosen))
+    return found or candidates
+
+
 def _nothing_to_run(backend: str) -> Candidate:
     if backend in TORCH_MODES:
         why = "needs a run, a model or package.module:factory as a source, and only finished files were named"
@@ -194,8 +284,6 @@ def _nothing_to_run(backend: str) -> Candidate:
 
 def _distinct(candidates: list[Candidate]) -> list[Candidate]:
     """Names that clash get their source in front, and a number when that does not tell them apart."""
-    import msgspec
-
     names = [c.name for c in candidates]
     found: list[Candidate] = []
     taken: set[str] = set()

@@ -61,7 +61,12 @@ class Line:
         peak_device: Bytes.
         share: Of this machine's own roofline, 0 to 1; None when not known.
         bound: What limits: "compute" or "memory".
-        joules_per_1000: Energy for a thousand items.
+        joules_per_1000: Energy for a thousand items; None where the machine does not count it.
+        to_device: Median of the copies from host to device; None on a CPU, where there are none.
+        to_host: Median of the copies from device to host.
+        file_bytes: Size of the file that ran.
+        cores: Cores that the candidate kept busy.
+        items_per_dollar: At the price that was given.
         remarks: What a reader must know ("not steady", "leaks", "throttled").
         unavailable: Why there are no figures.
     """
@@ -85,6 +90,11 @@ class Line:
     share: float | None = None
     bound: str = ""
     joules_per_1000: float | None = None
+    to_device: float | None = None
+    to_host: float | None = None
+    file_bytes: int | None = None
+    cores: float | None = None
+    items_per_dollar: float | None = None
     remarks: tuple[str, ...] = field(default=())
     unavailable: str = ""
 
@@ -149,7 +159,7 @@ def _line(row: Measurement, baseline: Measurement | None) -> Line:
     pooled = np.concatenate(rounds)
     figures = stats.summary(pooled)
     median = stats.median_interval(rounds)
-    compute = rounds_of(row, "compute")
+    noise = stats.noise(rounds)
     roof = row.facts.get("roofline", {})
     return Line(
         name,
@@ -160,10 +170,10 @@ def _line(row: Measurement, baseline: Measurement | None) -> Line:
         figures.get("p90"),
         figures.get("p99"),
         figures.get("p99.9"),
-        float(np.median(np.concatenate(compute))) if compute else None,
+        _median(row, "compute"),
         _throughput(row, median.value, items),
         _speedup(rounds, baseline),
-        stats.noise(rounds),
+        noise,
         words,
         failed,
         row.facts.get("peak_host_bytes"),
@@ -171,9 +181,20 @@ def _line(row: Measurement, baseline: Measurement | None) -> Line:
         roof.get("share"),
         str(roof.get("bound", "")),
         row.facts.get("joules_per_1000"),
-        _remarks(row),
+        _median(row, "host_to_device"),
+        _median(row, "device_to_host"),
+        row.candidate.get("file_bytes"),
+        row.facts.get("cores_used"),
+        row.facts.get("items_per_dollar"),
+        _remarks(row, noise),
         row.unavailable,
     )
+
+
+def _median(row: Measurement, name: str) -> float | None:
+    """Median of a series in milliseconds; None when the row has none."""
+    rounds = rounds_of(row, name)
+    return float(np.median(np.concatenate(rounds))) if rounds else None
 
 
 def _throughput(row: Measurement, median: float, items: int) -> float | None:
@@ -206,20 +227,33 @@ def parity_words(parity: dict[str, Any] | None) -> tuple[str, bool]:
     return (text, False) if verdict == "pass" else (f"WRONG ({text})" if decibels is not None else "WRONG", True)
 
 
-def _remarks(row: Measurement) -> tuple[str, ...]:
+def _remarks(row: Measurement, noise: stats.Noise) -> tuple[str, ...]:
     found = []
+    if not noise.quiet and row.conditions.get("scenario") != "server":  # there the load itself moves the latency
+        found.append(noise.verdict)
     warm = row.conditions.get("warm_up", {})
     if warm and not warm.get("steady"):
         found.append(f"not steady after {warm.get('seconds', 0):.1f} s of warm-up")
     if "leaked_bytes_per_run" in row.facts:
         found.append(f"leaks {row.facts['leaked_bytes_per_run'] / 1024:.0f} KiB a run")
-    if "items_per_dollar" in row.facts:
-        price = row.facts["price_per_hour"]
-        found.append(f"{row.facts['items_per_dollar']:,.0f} images a dollar at ${price:g} an hour")
     throttled = row.facts.get("gpu", {}).get("throttled_turns")
     if throttled:
         found.append(f"GPU throttled in {throttled} turns")
-    return tuple(found)
+    return (*found, *_disturbances(row.facts.get("cpu", {})))
+
+
+def _disturbances(cpu: dict[str, float]) -> list[str]:
+    """What else the processor did while this was measured, where it was enough to matter."""
+    found = []
+    if cpu.get("others_cores", 0) >= 0.2:
+        found.append(f"other processes used {cpu['others_cores']:.1f} cores meanwhile")
+    if cpu.get("stolen_cores", 0) >= 0.05:
+        found.append(f"the hypervisor withheld {cpu['stolen_cores']:.2f} cores")
+    if cpu.get("quota_stopped", 0) >= 0.01:
+        found.append(f"stopped {cpu['quota_stopped']:.0%} of the time for exceeding its CPU quota")
+    if cpu.get("thermal_events", 0):
+        found.append(f"the processor throttled for heat {cpu['thermal_events']:.0f} times")
+    return found
 
 
 def milliseconds(value: float | None) -> str:
@@ -236,18 +270,32 @@ def interval_words(interval: stats.Interval | None) -> str:
     """A median with its half width: "1.23 ±2%"."""
     if interval is None:
         return "–"
-    return f"{milliseconds(interval.value)} ±{max(interval.half_width, 0):.0%}"
+    width = max(interval.half_width, 0)
+    return f"{milliseconds(interval.value)} ±{f'{width:.0%}' if width <= 1 else '>100%'}"
 
 
 def ratio_words(interval: stats.Interval | None) -> str:
-    """A speedup with its interval: "1.71x [1.65, 1.78]"."""
-    return "–" if interval is None else f"{interval.value:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
+    """A ratio with its interval: "1.71x [1.65, 1.78]"."""
+    if interval is None:
+        return "–"
+    value, low, high = (f"{v:.2f}" if v >= 0.1 else f"{v:.2g}" for v in (interval.value, interval.low, interval.high))
+    return f"{value}x [{low}, {high}]"
+
+
+def speedup_words(interval: stats.Interval | None, threshold: float = 0.05) -> str:
+    """A speedup with its interval, and where it is no difference that matters, the word for it."""
+    if interval is None:
+        return "–"
+    word = stats.verdict(stats.Interval(1 / interval.value, 1 / interval.high, 1 / interval.low), threshold)
+    return ratio_words(interval) + (f" {word}" if word in ("equal", "undecided") else "")
 
 
 def bytes_words(count: int | None) -> str:
-    """Mebibytes or gibibytes."""
+    """Kibibytes, mebibytes or gibibytes."""
     if count is None:
         return "–"
+    if count < 10 * 2**20:
+        return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 1024:,.0f} KiB"
     return f"{count / 2**30:.1f} GiB" if count >= 10 * 2**30 else f"{count / 2**20:,.0f} MiB"
 
 

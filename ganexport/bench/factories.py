@@ -46,12 +46,20 @@ def open_artifact(
 
 
 def open_file(
-    path: str, backend: str, device: str | None = None, settings: Mapping[str, Any] | None = None, spec: str = ""
+    path: str,
+    backend: str,
+    device: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    spec: str = "",
+    requires: Mapping[str, str] | None = None,
 ) -> Runner:
-    """A lone file under one backend; ``spec`` is its spec as JSON."""
+    """A lone file under one backend; ``spec`` is its spec as JSON, ``requires`` what a manifest would say it needs."""
     from ganexport.runtime import BACKENDS
 
-    found = BACKENDS.load(backend).RUNNER.open(Path(path), spec_from_json(spec), device=device, settings=settings or {})
+    runner = BACKENDS.load(backend).RUNNER
+    found = runner.open(
+        Path(path), spec_from_json(spec), device=device, settings=settings or {}, requires=requires or {}
+    )
     assert isinstance(found, Runner)
     return found
 

@@ -10,7 +10,16 @@ import numpy as np
 
 from ganexport.bench import svg
 from ganexport.bench.digest import Line, digest, display_name, primary, rounds_of, sizes_words
-from ganexport.bench.table import CAPTIONS, cells, conditions, groups, head
+from ganexport.bench.table import (
+    CAPTIONS,
+    Column,
+    best_batches,
+    columns,
+    conditions,
+    groups,
+    summary_columns,
+    summary_notes,
+)
 from ganexport.measurement import Measurement, Report
 
 _STYLE = """
@@ -51,31 +60,46 @@ def to_html(report: Report, *, baseline: str | None = None) -> str:
         f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body><main>"
         f'<h1>{escape(report.title)}</h1><p class="soft">{escape(conditions(report))}</p>'
         f"{f'<div class=notes>{notes}</div>' if notes else ''}"
-        f'<div class="charts">{charts}</div>{sections}{_how()}{_environment(report)}{repeat}</main></body></html>\n'
+        f'<div class="charts">{charts}</div>{_summary(report, lines)}{sections}'
+        f"{_how()}{_environment(report)}{repeat}</main></body></html>\n"
     )
 
 
 def _section(scenario: str, title: str, members: Sequence[Line]) -> str:
-    rows = []
-    for line in members:
-        if line.unavailable:
-            continue
-        marked = "".join(
-            f"<td{' class=bad' if text.startswith('WRONG') else ''}>{escape(text)}</td>" for text in cells(line)
-        )
-        rows.append(f"<tr>{marked}</tr>")
-    header = "".join(f"<th>{escape(name)}</th>" for name in head(scenario))
-    table = f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    measured = [line for line in members if not line.unavailable]
     missing = "".join(
         f"<li>{escape(line.name)}: {escape(line.unavailable)}</li>" for line in members if line.unavailable
     )
     remarks = "".join(f"<li>* {escape(line.name)}: {escape(r)}</li>" for line in members for r in line.remarks)
     caption = CAPTIONS.get(scenario, "")
     return (
-        f'<h2>{escape(title)} <span class="soft">{escape(caption)}</span></h2>{table if rows else ""}'
-        + (f"<ul>{remarks}</ul>" if remarks else "")
+        f'<h2>{escape(title)} <span class="soft">{escape(caption)}</span></h2>'
+        + _table(columns(scenario, members), measured)
+        + (f'<ul class="soft">{remarks}</ul>' if remarks else "")
         + (f'<p class="soft">Not run:</p><ul class="soft">{missing}</ul>' if missing else "")
     )
+
+
+def _table(chosen: Sequence[Column], lines: Sequence[Line]) -> str:
+    if not lines:
+        return ""
+    header = "".join(f"<th>{escape(column.title)}</th>" for column in chosen)
+    rows = []
+    for line in lines:
+        texts = [column.text(line) for column in chosen]
+        entries = (f"<td{' class=bad' if text.startswith('WRONG') else ''}>{escape(text)}</td>" for text in texts)
+        rows.append(f"<tr>{''.join(entries)}</tr>")
+    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _summary(report: Report, lines: Sequence[Line]) -> str:
+    """What each candidate costs at the batch that suits it best."""
+    best = best_batches(lines)
+    if not best:
+        return ""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in summary_notes(report, best))
+    title = '<h2>at its best batch <span class="soft">throughput and what it costs</span></h2>'
+    return title + _table(summary_columns(best), best) + (f'<ul class="soft">{notes}</ul>' if notes else "")
 
 
 def _charts(report: Report, lines: Sequence[Line], colours: dict[str, int]) -> list[str]:
@@ -178,7 +202,9 @@ def _how() -> str:
         "several rounds; warmed up until the timings were steady. Median ± half the 95 % interval of a bootstrap over "
         "rounds; p90 and p99 by nearest rank, shown where the samples support them. Times are end to end, from host "
         "arrays to host arrays; “compute” is the engine alone. Speedup is the first candidate's time over this "
-        "one's, with its interval. Parity compares the outputs with the reference's.</p>"
+        "one's, with its interval; “equal” means that the interval lies within 5 %, “undecided” that the noise hides "
+        "whether it does. CV is the larger of the scatter within rounds and of the movement between them. "
+        "Parity compares the outputs with the reference's.</p>"
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ganexport.bench.compare import Difference
 from ganexport.bench.digest import (
@@ -14,6 +14,7 @@ from ganexport.bench.digest import (
     milliseconds,
     ratio_words,
     sizes_words,
+    speedup_words,
 )
 from ganexport.measurement import Report
 
@@ -25,57 +26,118 @@ CAPTIONS = {
     "server": "random arrivals; the highest rate whose p99 keeps the limit",
     "cold-start": "a fresh process, to its first image",
 }
-_HEAD = {
-    "latency": (
-        "candidate",
-        "median ms",
-        "p90",
-        "p99",
-        "compute ms",
-        "images/s",
-        "speedup",
-        "parity",
-        "peak mem",
-        "of peak",
-    ),
-    "server": ("candidate", "images/s", "p50 ms", "p99", "parity"),
-    "cold-start": ("candidate", "median ms", "slowest", "speedup", "parity"),
-}
 
 
-def head(scenario: str) -> tuple[str, ...]:
-    """Column titles of a scenario's table."""
-    return _HEAD.get(scenario, _HEAD["latency"])
+class Column(NamedTuple):
+    """One column of a table.
+
+    Attributes:
+        title: Its heading, with the unit.
+        text: What stands in it.
+        rank: On a terminal that is too narrow the highest ranks are left out; 0 never is.
+        short: What stands in it instead, where leaving out the others is not enough.
+    """
+
+    title: str
+    text: Callable[[Line], str]
+    rank: int = 0
+    short: Callable[[Line], str] | None = None
 
 
-def cells(line: Line) -> list[str]:
-    """A measured line's columns, matching :func:`head`."""
-    name = line.name + (" *" if line.remarks else "")
-    median = interval_words(line.median)
-    if line.scenario == "server":
-        return [
-            name,
-            _rate(line.throughput),
-            milliseconds(line.median.value if line.median else None),
-            milliseconds(line.p99),
-            line.parity,
-        ]
-    if line.scenario == "cold-start":
-        slowest = line.median.high if line.median else None
-        return [name, median, milliseconds(slowest), ratio_words(line.speedup), line.parity]
-    share = "–" if line.share is None else f"{line.share:.0%} {line.bound}"
-    return [
-        name,
-        median,
-        milliseconds(line.p90),
-        milliseconds(line.p99),
-        milliseconds(line.compute),
-        _rate(line.throughput),
-        ratio_words(line.speedup),
-        line.parity,
-        bytes_words(line.peak_device or line.peak_host),
-        share,
-    ]
+_CANDIDATE = Column("candidate", lambda line: line.name + (" *" if line.remarks else ""))
+_MEDIAN = Column("median ms", lambda line: interval_words(line.median))
+_P99 = Column("p99", lambda line: milliseconds(line.p99), 4)
+_RATE = Column("images/s", lambda line: _rate(line.throughput))
+_SPEEDUP = Column(
+    "speedup",
+    lambda line: speedup_words(line.speedup),
+    1,
+    lambda line: ratio_words(line.speedup).partition(" ")[0],
+)
+_PARITY = Column("parity", lambda line: line.parity)
+_COPIES = (
+    Column("to device", lambda line: milliseconds(line.to_device), 7),
+    Column("to host", lambda line: milliseconds(line.to_host), 8),
+)
+_LATENCY = (
+    _CANDIDATE,
+    _MEDIAN,
+    Column("p90", lambda line: milliseconds(line.p90), 5),
+    _P99,
+    Column("compute ms", lambda line: milliseconds(line.compute), 6),
+    _RATE,
+    _SPEEDUP,
+    _PARITY,
+    Column("CV", lambda line: "–" if line.noise is None else f"{max(line.noise.within, line.noise.between):.0%}", 3),
+    Column("of peak", lambda line: "–" if line.share is None else f"{line.share:.0%} {line.bound}", 2),
+)
+_COLD = (
+    _CANDIDATE,
+    _MEDIAN,
+    Column("slowest", lambda line: milliseconds(line.median.high if line.median else None)),
+    _SPEEDUP,
+    _PARITY,
+)
+_SERVER = (
+    _CANDIDATE,
+    _RATE,
+    Column("p50 ms", lambda line: milliseconds(line.median.value if line.median else None)),
+    _P99,
+    _PARITY,
+)
+
+
+def columns(scenario: str, members: Sequence[Line]) -> tuple[Column, ...]:
+    """Columns of a scenario's table; the copies to and from a device where one of the lines has them."""
+    if scenario == "server":
+        return _SERVER
+    if scenario == "cold-start":
+        return _COLD
+    if any(line.to_device is not None for line in members):
+        return (*_LATENCY[:5], *_COPIES, *_LATENCY[5:])
+    return _LATENCY
+
+
+# ---- what it costs ------------------------------------------------------------------------------------------
+
+_SUMMARY = (
+    Column("candidate", lambda line: line.name),
+    Column("best batch", lambda line: f"{line.batch:,}"),
+    Column("images/s", lambda line: _rate(line.throughput)),
+    Column("images a dollar", lambda line: "–" if line.items_per_dollar is None else f"{line.items_per_dollar:,.0f}"),
+    Column("J/1000 images", lambda line: "–" if line.joules_per_1000 is None else f"{line.joules_per_1000:.3g}"),
+    Column("cores", lambda line: "–" if line.cores is None else f"{line.cores:.1f}", 1),
+    Column("host memory", lambda line: bytes_words(line.peak_host)),
+    Column("device memory", lambda line: bytes_words(line.peak_device)),
+    Column("file", lambda line: bytes_words(line.file_bytes), 2),
+)
+
+
+def best_batches(lines: Sequence[Line]) -> list[Line]:
+    """Each candidate's line with the highest throughput, of the scenarios that keep an engine busy."""
+    found: dict[str, Line] = {}
+    for line in lines:
+        if line.throughput is not None and line.scenario in ("single-stream", "multi-stream", "offline"):
+            known = found.get(line.name)
+            if known is None or line.throughput > (known.throughput or 0):
+                found[line.name] = line
+    return list(found.values())
+
+
+def summary_columns(best: Sequence[Line]) -> tuple[Column, ...]:
+    """Columns of the summary, without those that no candidate fills."""
+    return tuple(c for c in _SUMMARY if any(c.text(line) != "–" for line in best))
+
+
+def summary_notes(report: Report, best: Sequence[Line]) -> list[str]:
+    """What a reader must know about the summary."""
+    notes = []
+    if not any(line.joules_per_1000 is not None for line in best):
+        notes.append("energy: not available, no counter (NVML of a GPU, RAPL of the processor) can be read here")
+    prices = sorted({row.facts["price_per_hour"] for row in report.measurements if "price_per_hour" in row.facts})
+    if prices:
+        notes.append(f"images a dollar at {' or '.join(f'${price:g}' for price in prices)} an hour")
+    return notes
 
 
 def _rate(value: float | None) -> str:
@@ -97,53 +159,102 @@ def groups(lines: Sequence[Line]) -> list[tuple[str, str, list[Line]]]:
     return titled
 
 
+def fitting(chosen: Sequence[Column], lines: Sequence[Line], width: int) -> tuple[Column, ...]:
+    """The columns that fit a terminal: the least important are left out, the text of none is cut."""
+    kept = list(chosen)
+
+    def needed() -> int:
+        return sum(max(len(c.title), *(len(c.text(line)) for line in lines)) + 3 for c in kept) - 2
+
+    while needed() > width and (out := max(kept, key=lambda c: c.rank)).rank:
+        if out.short is not None:
+            kept[kept.index(out)] = Column(out.title, out.short)
+        else:
+            kept.remove(out)
+    return tuple(kept)
+
+
 def print_report(report: Report, console: Any, *, baseline: str | None = None) -> None:
-    """Print every cell's table, the rows that could not be run, remarks and notes.
+    """Print every cell's table, the rows that could not be run, remarks, the summary and notes.
 
     Args:
         report: What was measured.
         console: A rich console.
         baseline: See :func:`~ganexport.bench.digest.digest`.
     """
-    from rich.table import Table
-
-    for scenario, title, members in groups(digest(report.measurements, baseline=baseline)):
-        table = Table(title=f"{title}: {CAPTIONS.get(scenario, '')}".rstrip(": "), title_justify="left")
-        for index, name in enumerate(head(scenario)):
-            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
-        for line in members:
-            if line.unavailable:
-                continue
-            style = "red" if line.parity_failed else None
-            table.add_row(*cells(line), style=style)
-        if table.row_count:
-            console.print(table)
+    lines = digest(report.measurements, baseline=baseline)
+    left_out: dict[str, None] = {}
+    for scenario, title, members in groups(lines):
+        measured = [line for line in members if not line.unavailable]
+        caption = f"{title}: {CAPTIONS.get(scenario, '')}".rstrip(": ")
+        left_out |= dict.fromkeys(_print_table(console, caption, columns(scenario, members), measured))
         for line in members:
             if line.unavailable:
                 console.print(f"  not run: {line.name}: {line.unavailable}", markup=False)
             for remark in line.remarks:
                 console.print(f"  * {line.name}: {remark}", markup=False)
         console.print()
+    best = best_batches(lines)
+    if best:
+        left_out |= dict.fromkeys(_print_table(console, "at its best batch", summary_columns(best), best))
+        for note in summary_notes(report, best):
+            console.print(f"  {note}", markup=False)
+        console.print()
+    if left_out:
+        console.print(f"note: columns that did not fit: {', '.join(left_out)}; --html shows all", markup=False)
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def _print_table(console: Any, title: str, chosen: Sequence[Column], lines: Sequence[Line]) -> list[str]:
+    """Print a table as wide as the terminal allows; titles of the columns that were left out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    if not lines:
+        console.print(title, markup=False, style="bold")
+        return []
+    kept = fitting(chosen, lines, console.width)
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 1))
+    table.pad_edge = False
+    table.show_edge = False
+    for index, column in enumerate(kept):
+        table.add_column(column.title, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for line in lines:
+        table.add_row(*(column.text(line) for column in kept), style="red" if line.parity_failed else None)
+    console.print(table)
+    titles = {column.title for column in kept}
+    return [column.title for column in chosen if column.title not in titles]
 
 
 def to_markdown(report: Report, *, baseline: str | None = None) -> str:
     """The report as Markdown tables with their conditions, for a README."""
     parts = [f"### {report.title}", "", conditions(report), ""]
-    for scenario, title, members in groups(digest(report.measurements, baseline=baseline)):
-        names = head(scenario)
-        parts += [f"**{title}**", "", "| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 1)]
-        parts += ["| " + " | ".join(map(_escape, cells(line))) + " |" for line in members if not line.unavailable]
+    lines = digest(report.measurements, baseline=baseline)
+    for scenario, title, members in groups(lines):
+        parts += [f"**{title}**", ""]
+        parts += _markdown_table(columns(scenario, members), [line for line in members if not line.unavailable])
         parts.append("")
         parts += [f"- not run: {line.name}: {_escape(line.unavailable)}" for line in members if line.unavailable]
         parts += [f"- \\* {line.name}: {remark}" for line in members for remark in line.remarks]
         if parts[-1]:
             parts.append("")
+    best = best_batches(lines)
+    if best:
+        parts += ["**at its best batch**", "", *_markdown_table(summary_columns(best), best), ""]
+        parts += [*(f"- {note}" for note in summary_notes(report, best)), ""]
     parts += [f"> {note}" for note in report.notes]
     if report.command:
         parts += ["", f"Repeat with: `{report.command}`"]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _markdown_table(chosen: Sequence[Column], lines: Sequence[Line]) -> list[str]:
+    if not lines:
+        return []
+    head = "| " + " | ".join(column.title for column in chosen) + " |"
+    rows = ["| " + " | ".join(_escape(column.text(line)) for column in chosen) + " |" for line in lines]
+    return [head, "|---|" + "---:|" * (len(chosen) - 1), *rows]
 
 
 def _escape(text: str) -> str:

@@ -91,15 +91,34 @@ def command() -> None:
 )
 @click.option("--threads", callback=_numbers(int), metavar="N,…", help="CPU thread counts to sweep.")
 @click.option(
-    "--precision", "precisions", callback=_names, metavar="P,…", help="Of torch candidates: fp32, tf32, bf16, fp16."
+    "--precision",
+    "precisions",
+    callback=_names,
+    metavar="P,…",
+    help="Of torch candidates: fp32, tf32, bf16, fp16; one alone also of a lone file that does not say it.",
+)
+@click.option(
+    "--cores",
+    multiple=True,
+    metavar="SET",
+    help="Pin the candidates to these CPU cores, e.g. 0-3,8; given several times, each set is measured.",
 )
 @click.option("--seconds", default=2.0, show_default=True, help="Sampling time a candidate and batch.")
 @click.option("--rounds", default=8, show_default=True, help="Turns that the seconds are spread over.")
+@click.option(
+    "--within",
+    callback=_percent,
+    metavar="SHARE",
+    help="Add turns until every speedup is known within this share, e.g. 5%: for noisy machines.",
+)
+@click.option("--at-most", default=60.0, show_default=True, help="But no longer than these seconds a batch.")
 @click.option("--warm-up", default=10.0, show_default=True, help="Longest warm-up in seconds.")
 @click.option("--slo-ms", default=100.0, show_default=True, help="Server scenario: limit of the p99 latency.")
 @click.option("--max-batch", default=16, show_default=True, help="Server scenario: largest dynamic batch.")
 @click.option("--max-delay-ms", default=2.0, show_default=True, help="Server scenario: longest wait for company.")
-@click.option("--input", "inputs", multiple=True, metavar="SPEC", help="Input of an .onnx file that does not say it.")
+@click.option("--trial-seconds", default=3.0, show_default=True, help="Server scenario: length of each rate's trial.")
+@click.option("--cold-starts", default=5, show_default=True, help="Fresh processes a candidate in cold-start.")
+@click.option("--input", "inputs", multiple=True, metavar="SPEC", help="Input of a lone file that does not say it.")
 @click.option("--dim", "dims", multiple=True, metavar="SPEC", help="Range of such a file's free dimension.")
 @click.option("--baseline", metavar="NAME", help="Candidate that speedups refer to; by default the first.")
 @click.option("--price-per-hour", type=float, metavar="DOLLARS", help="Adds images a dollar to the rows.")
@@ -118,6 +137,9 @@ def measure(
     slo_ms: float,
     max_batch: int,
     max_delay_ms: float,
+    trial_seconds: float,
+    cores: tuple[str, ...],
+    within: float | None,
     baseline: str | None,
     price_per_hour: float | None,
     output: Path | None,
@@ -128,16 +150,19 @@ def measure(
 ) -> int:
     """Measure latency and throughput of every backend, side by side.
 
-    SOURCE is an artifact, a run, a model, package.module:factory or an .onnx file; several of them
-    must be the same generator. Ctrl-C keeps what was measured.
+    SOURCE is an artifact, a run, a model, package.module:factory or a lone file (.onnx, .ts, .pt2,
+    .xml of OpenVINO, .engine of TensorRT); several of them must be the same generator. Lone files
+    other than .onnx and .xml are code: measure those you trust. Ctrl-C keeps what was measured.
 
     \b
     ganexport bench digits/ --batch 1,16,64 -o bench.json --html report.html
     ganexport bench digits/ --scenario server --slo-ms 50
+    ganexport bench theirs.ts theirs.pt2 --input "z=normal[batch,128]" --dim batch=1:8:32
     ganexport bench compare old.json new.json --fail-if-slower 5%
     ganexport bench merge cpu.json h100.json -o all.json --html all.html
     """
     from ganexport.bench.api import benchmark
+    from ganexport.bench.candidates import parse_cores
     from ganexport.measure.plan import ServerPlan
     from ganexport.spec import parse_dim, parse_input
 
@@ -151,7 +176,11 @@ def measure(
             sizes=dict(_size(text) for text in sizes),
             inputs=[parse_input(text) for text in inputs],
             dims=[parse_dim(text) for text in dims],
-            server=ServerPlan(slo_ms=slo_ms, max_batch=max_batch, max_delay_ms=max_delay_ms),
+            server=ServerPlan(
+                slo_ms=slo_ms, max_batch=max_batch, max_delay_ms=max_delay_ms, trial_seconds=trial_seconds
+            ),
+            within=within or 0.0,
+            cores=[parse_cores(text) for text in cores],
             command=shlex.join(["ganexport", *sys.argv[1:]]) if sys.argv[1:2] == ["bench"] else "",
             progress=progress,
             warm_up=options.pop("warm_up"),

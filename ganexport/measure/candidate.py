@@ -22,6 +22,7 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
         arguments: JSON values.
         about: Backend, precision, device, settings: written beside the figures.
         variables: Environment variables of the worker (thread counts of OpenMP, …).
+        cores: CPU cores that its process is pinned to; empty pins nothing.
         unavailable: A reason known beforehand why it cannot run; no process is started then.
     """
 
@@ -30,6 +31,7 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
     arguments: dict[str, Any] = {}
     about: dict[str, Any] = {}
     variables: dict[str, str] = {}
+    cores: tuple[int, ...] = ()
     unavailable: str = ""
 
     def described(self) -> dict[str, Any]:

@@ -7,7 +7,9 @@ machine a slow minute must hit every candidate alike for ratios to hold.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,10 @@ class Conductor:
                     gathered[name] = self._warm(worker, sizes)
                 except CandidateFailedError as failure:
                     failures[name] = self._lose(name, failure)
-            for index in range(self.plan.rounds):
+            end = time.monotonic() + self.plan.at_most_seconds
+            for index in itertools.count():
+                if index >= self.plan.rounds and (time.monotonic() > end or self._decided(gathered, index)):
+                    break
                 for name in self._order(list(gathered), index):
                     self.progress(f"{label}: {name}", number * (self.plan.rounds + 1) + index + 1, steps)
                     try:
@@ -164,6 +169,18 @@ class Conductor:
                     self._add(self._row(candidate, scenario, sizes, cell))
                 elif candidate.name in failures:
                     self._add(self._missing(candidate, scenario, sizes, failures[candidate.name]))
+
+    def _decided(self, gathered: dict[str, Cell], index: int) -> bool:
+        """Whether further rounds would change nothing; looked at now and then, because looking takes time too."""
+        if not self.plan.within or len(gathered) < 2:
+            return True
+        if (index - self.plan.rounds) % 4:
+            return False
+        first, *others = (cell.rounds("end_to_end") for cell in gathered.values())
+        ratios = (stats.ratio_interval(other, first) for other in others)
+        return all(
+            r.half_width <= self.plan.within and stats.verdict(r, self.plan.within) != "undecided" for r in ratios
+        )
 
     @staticmethod
     def _order(names: list[str], index: int) -> list[str]:
@@ -248,8 +265,6 @@ class Conductor:
                     self._add(self._missing(candidate, "cold-start", {"batch": 1}, failures[candidate.name]))
 
     def _start_cold(self, candidate: Candidate) -> dict[str, int]:
-        import time
-
         with WorkerProcess(candidate) as worker:
             opened = worker.ask("open", self.plan.timeout, factory=candidate.factory, arguments=candidate.arguments)
             self._opened.setdefault(candidate.name, opened)

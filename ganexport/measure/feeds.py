@@ -121,6 +121,8 @@ def read_reference(path: Path) -> Sets:
 def compare(runner: Runner, reference: Sets, precision: str) -> dict[str, Any]:
     """Outputs of a runner against reference outputs, judged by the one table of tolerances.
 
+    Inputs and outputs meet by name; where not one name is shared (lone files), by position.
+
     Returns:
         ``verdict`` ("pass" or "fail"), ``psnr`` in dB of the worst output (None: identical),
         ``max_abs``, ``samples`` and ``failures``.
@@ -130,7 +132,7 @@ def compare(runner: Runner, reference: Sets, precision: str) -> dict[str, Any]:
     ranges = {tensor.name: tensor.range for tensor in runner.spec.outputs}
     comparisons: dict[str, Comparison] = {}
     for number, (feeds, expected) in enumerate(reference):
-        actual = runner.run(feeds)
+        actual = _renamed(runner.run(_renamed(feeds, [t.name for t in runner.spec.inputs])), list(expected))
         for name, truth in expected.items():
             comparison = comparisons.setdefault(name, Comparison(name, ranges.get(name)))
             if name in actual:
@@ -149,6 +151,13 @@ def compare(runner: Runner, reference: Sets, precision: str) -> dict[str, Any]:
         "precision": row.precision,
         "failures": failures,
     }
+
+
+def _renamed(arrays: Mapping[str, Array], wanted: list[str]) -> dict[str, Array]:
+    """The same arrays under other names, by position: lone files of one generator need not agree on names."""
+    if set(arrays) & set(wanted) or len(arrays) != len(wanted):
+        return dict(arrays)
+    return dict(zip(wanted, arrays.values(), strict=True))
 
 
 def as_feeds(arrays: Mapping[str, Any]) -> Feeds:

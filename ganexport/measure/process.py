@@ -58,6 +58,8 @@ class WorkerProcess:
             env=variables,
             start_new_session=True,  # Ctrl-C reaches the measuring process alone
         )
+        if candidate.cores:  # at once, before any library counts the cores or starts a thread
+            os.sched_setaffinity(self._process.pid, candidate.cores)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._commands = self._process.stdin.fileno()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ganexport.environment import energy_joules, gpu_state
+from ganexport.environment import cpu_counters, energy_joules, gpu_state
 from ganexport.errors import GanExportError
 from ganexport.measure import feeds as inputs
 from ganexport.measure import memory, server, timing
@@ -79,7 +79,8 @@ class Worker:
 
     def turn(self, seconds: float, min_iterations: int, max_iterations: int) -> dict[str, Any]:
         """Take samples, and what the machine says about them."""
-        joules, start, cpu = energy_joules(self._gpu), time.perf_counter(), time.process_time()
+        counters, joules = cpu_counters(), energy_joules(self._gpu)
+        start, cpu = time.perf_counter(), time.process_time()
         series = timing.take_turn(
             self.opened,
             self.sets,
@@ -88,13 +89,15 @@ class Worker:
             max_iterations=max_iterations,
         )
         wall = time.perf_counter() - start
-        after = energy_joules(self._gpu)
+        own = time.process_time() - cpu
+        after, later = energy_joules(self._gpu), cpu_counters()
         runs = max(len(s) for s in series.values())
         self.runs += runs
         return {
             "series": series,
             "runs": self.runs,
-            "cores": (time.process_time() - cpu) / wall if wall else 0.0,
+            "cores": own / wall if wall else 0.0,
+            "cpu": {"own": own, **{name: later[name] - value for name, value in counters.items() if name in later}},
             "joules": after - joules if after is not None and joules is not None else None,
             "wall": wall,
             "energy_items": len(series.get("end_to_end", ())) * self.items,

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from ganexport.bench.api import benchmark
-from ganexport.bench.candidates import find_candidates
+from ganexport.bench.candidates import find_candidates, parse_cores
 from ganexport.errors import UsageError
 from ganexport.measurement import report_from_json
 from tests.bench import onnx_models
@@ -219,11 +219,22 @@ def test_threads_are_swept(artifact):
     assert candidates[0].variables == {"OMP_NUM_THREADS": "1"}
 
 
-def test_files_that_need_an_artifact_say_so(tmp_path):
-    engine = tmp_path / "x.engine"
-    engine.write_bytes(b"engine")
-    with pytest.raises(UsageError, match="name the artifact that holds them"):
-        find_candidates([str(engine)])
+def test_cores_are_swept(artifact):
+    core = max(os.sched_getaffinity(0))
+    chosen = [parse_cores(str(core)), tuple(sorted(os.sched_getaffinity(0)))]
+    candidates = find_candidates([str(artifact)], backends=("onnxruntime",), cores=chosen)
+    assert [c.cores for c in candidates] == chosen
+    assert len({c.name for c in candidates}) == 2
+    assert candidates[0].about["cores"] == str(core)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("x", "write numbers and ranges"), ("99999", "may use"), ("3-1", "may use"), ("", "write numbers")],
+)
+def test_cores_that_are_none(text, words):
+    with pytest.raises(UsageError, match=words):
+        parse_cores(text)
 
 
 def test_help_names_the_sub_commands():

@@ -8,15 +8,18 @@ import re
 import shutil
 import subprocess
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from ganexport.bench import svg
 from ganexport.bench.cost import with_price
+from ganexport.bench.digest import speedup_words
 from ganexport.bench.html import to_html
 from ganexport.bench.table import print_report, to_markdown
 from ganexport.errors import UsageError
 from ganexport.measurement import Measurement, Report, Series
+from ganexport.stats import Interval
 
 EVIL = "<script>alert('x')</script>"
 
@@ -120,6 +123,64 @@ def test_terminal_and_markdown_hold_every_row():
             assert name in text
     rows = [line for line in to_markdown(report).splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 120, 200])
+def test_a_narrow_terminal_leaves_columns_out_and_cuts_no_number(width):
+    report = full_report()
+    stream = io.StringIO()
+    rows = [r for r in report.measurements if r.candidate["name"] != EVIL]
+    print_report(msgspec.structs.replace(report, measurements=tuple(rows)), Console(file=stream, width=width))
+    text = stream.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for name in ("median ms", "images/s", "speedup", "parity", "2.00x"):
+        assert name in text
+    assert ("compute ms" in text.partition("note:")[0]) == (width >= 120)
+    assert ("columns that did not fit" in text) == (width < 120)
+
+
+def test_copies_energy_and_disturbances_are_shown_where_there_are_any():
+    row = measured(
+        "trt", 2.0, joules_per_1000=3.5, cpu={"others_cores": 1.3, "stolen_cores": 0.2, "quota_stopped": 0.1}
+    )
+    copies = (Series("host_to_device", (10**5,) * 160), Series("device_to_host", (2 * 10**5,) * 160))
+    row = msgspec.structs.replace(row, series=(*row.series, *copies))
+    for text in (to_markdown(Report(1, "t", {}, (row,))), to_html(Report(1, "t", {}, (row,)))):
+        for word in (
+            "to device",
+            "0.100",
+            "to host",
+            "0.200",
+            "J/1000 images",
+            "3.5",
+            "other processes used 1.3 cores",
+        ):
+            assert word in text
+        assert "withheld 0.20 cores" in text
+        assert "energy: not available" not in text
+    plain = to_markdown(full_report())
+    assert "energy: not available" in plain
+    assert "J/1000" not in plain
+    assert "to device" not in plain
+
+
+def test_the_best_batch_is_found():
+    report = Report(1, "t", {}, (measured("a", 1.0), measured("a", 4.0, batch=16), measured("a", 40.0, batch=64)))
+    assert "| a | 16 |" in to_markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        ((1.0, 0.98, 1.02), "1.00x [0.98, 1.02] equal"),
+        ((1.0, 0.8, 1.2), "1.00x [0.80, 1.20] undecided"),
+        ((2.0, 1.9, 2.1), "2.00x [1.90, 2.10]"),
+        ((0.004, 0.003, 0.005), "0.004x [0.003, 0.005]"),
+    ],
+)
+def test_a_speedup_says_whether_it_is_one(ratio, words):
+    assert speedup_words(Interval(*ratio)) == words
 
 
 def test_an_empty_report_is_no_crash():

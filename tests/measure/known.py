@@ -91,6 +91,13 @@ def tail():
     return KnownRunner(lambda i, _b: 0.02 if i % 50 == 49 else 0.001)
 
 
+def restless(milliseconds=2.0, seed=0):
+    """A slow minute now and then: the time changes by up to 40 % every ten runs."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    levels = generator.uniform(0.8, 1.2, 10_000)
+    return KnownRunner(lambda i, _b: milliseconds / 1e3 * levels[i // 10])
+
+
 class LeakingRunner(KnownRunner):
     KEPT = 256 * 1024
 

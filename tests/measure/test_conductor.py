@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from ganexport import stats
+from ganexport.measure.cell import Cell
 from ganexport.measure.conductor import Conductor
 from ganexport.measure.plan import Plan, ServerPlan
 from ganexport.measure.process import CandidateFailedError, WorkerProcess
@@ -92,6 +94,88 @@ def test_one_in_fifty_slow_runs_is_in_p99_and_not_in_p90():
     assert figures["p50"] == pytest.approx(1e6, rel=0.3)
     assert figures["p99"] >= 20e6
     assert figures["p90"] < 10e6
+
+
+def test_rounds_are_added_until_the_ratio_is_known():
+    """Two candidates whose times jump by up to 40 % need more than three rounds."""
+    plan = Plan(rounds=3, turn_seconds=0.03, min_warm_seconds=0.02, max_warm_seconds=0.1, within=0.05, timeout=30)
+    pair = candidate("a", "restless", seed=1), candidate("b", "restless", seed=2)
+    rough = measure(*pair, plan=plan).rows
+    assert len({row.conditions["rounds"] for row in rough}) == 1
+    assert rough[0].conditions["rounds"] > 3
+    none = measure(*pair, plan=msgspec.structs.replace(plan, within=0.0)).rows
+    assert [row.conditions["rounds"] for row in none] == [3, 3]
+
+
+def cell(level, movement):
+    found, draw = Cell(), np.random.Generator(np.random.Philox(int(level * 1000)))
+    for _ in range(8):
+        moved = level * (1 + draw.normal(0, movement))
+        found.add({"series": {"end_to_end": [int(1e6 * moved * (1 + d)) for d in draw.normal(0, 0.001, 30)]}})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "within", "decided"),
+    [
+        (cell(2.0, 0.001), cell(2.01, 0.001), 0.05, True),  # equal
+        (cell(2.0, 0.001), cell(2.2, 0.001), 0.05, True),  # slower
+        (cell(2.0, 0.2), cell(2.01, 0.2), 0.05, False),  # hidden by noise
+        (cell(2.0, 0.2), cell(2.01, 0.2), 0.0, True),  # not asked for
+        (cell(2.0, 0.001), cell(2.1, 0.001), 0.05, False),  # at the threshold itself
+    ],
+)
+def test_when_a_ratio_counts_as_known(old, new, within, decided):
+    with Conductor([], Plan(rounds=8, within=within)) as conductor:
+        assert conductor._decided({"old": old, "new": new}, 8) == decided
+        assert conductor._decided({"old": old}, 8)
+
+
+def test_added_rounds_end_with_their_time():
+    plan = Plan(
+        rounds=2, turn_seconds=0.02, min_warm_seconds=0.02, max_warm_seconds=0.1, within=1e-6, at_most_seconds=4
+    )
+    start = time.monotonic()
+    rows = measure(candidate("a", "restless", seed=1), candidate("b", "restless", seed=2), plan=plan).rows
+    assert time.monotonic() - start < 60
+    assert rows[0].conditions["rounds"] > 2
+
+
+def test_a_pinned_candidate_stays_on_its_cores():
+    from ganexport.measure.candidate import Candidate
+
+    core = max(os.sched_getaffinity(0))
+    with WorkerProcess(Candidate("pinned", "tests.measure.known:constant", cores=(core,))) as worker:
+        worker.ask("open", factory=worker.candidate.factory, arguments={})
+        answer = worker.ask("call", function="tests.measure.test_conductor:affinity", arguments={})
+    assert answer["value"] == [core]
+
+
+def affinity() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def test_what_others_did_to_the_processor_is_counted():
+    hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        (row,) = measure(candidate("constant"), plan=Plan(rounds=3, turn_seconds=0.3, max_warm_seconds=0.1)).rows
+    finally:
+        hog.kill()
+        hog.wait()
+    assert row.facts["cpu"]["others_cores"] >= 0.2
+
+
+def test_a_device_gives_its_copies_as_series_of_their_own():
+    (row,) = measure(candidate("constant", device="cuda:0")).rows
+    assert {s.name for s in row.series} == {
+        "end_to_end",
+        "compute",
+        "host_to_device",
+        "device_to_host",
+        "pipelined",
+    }
+    assert samples(row).min() >= 2e6
+    assert samples(row, "host_to_device").min() < 1e6  # the copies do not hold the wait
 
 
 def test_a_warm_up_ramp_is_left_outside():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ganexport import stats
 from ganexport.measure import timing
 from ganexport.measure.feeds import rotation
 from tests.measure import known
@@ -123,3 +124,66 @@ def test_rotation_gives_different_inputs_of_the_asked_size():
     sets = rotation(known.SPEC, {"batch": 3})
     assert all(s["z"].shape == (3, 4) for s in sets)
     assert len({s["z"].tobytes() for s in sets}) == len(sets) > 1
+
+
+class Drawn(Ticking):
+    """The engine takes what ``draw(run number)`` says, in nanoseconds."""
+
+    def __init__(self, clock: Ticks, draw) -> None:
+        super().__init__(clock)
+        self.draw, self.runs = draw, 0
+
+    def launch(self):
+        super().launch()
+        self.pending = int(self.draw(self.runs))
+        self.runs += 1
+
+
+def rounds_of_drawn(draw, rounds=8, each=400):
+    clock = Ticks()
+    runner = Drawn(clock, draw)
+    return [
+        timing.take_turn(runner, FEEDS, seconds=1e-9, min_iterations=each, max_iterations=each, clock=clock)["compute"]
+        for _ in range(rounds)
+    ]
+
+
+def test_every_statistic_of_a_known_distribution_is_within_its_interval():
+    draw = np.random.Generator(np.random.Philox(7))
+    rounds = rounds_of_drawn(lambda _i: 1e6 + draw.exponential(2e6))
+    pooled = np.concatenate(rounds)
+    for q in (50, 90, 99):
+        truth = 1e6 + 2e6 * -np.log(1 - q / 100)
+        interval = stats.percentile_interval(pooled, q, 0.99)
+        assert interval.low <= truth <= interval.high
+        assert interval.half_width < 0.2
+    median = stats.median_interval(rounds, confidence=0.99)
+    assert median.low <= 1e6 + 2e6 * np.log(2) <= median.high
+
+
+def test_a_tail_of_one_percent_is_in_the_percentiles_above_it_alone():
+    draw = np.random.Generator(np.random.Philox(8))
+    rounds = rounds_of_drawn(lambda _i: 20e6 if draw.random() < 0.01 else 1e6)
+    pooled = np.concatenate(rounds)
+    for q, truth in ((50, 1e6), (90, 1e6), (98, 1e6), (99.9, 20e6)):
+        interval = stats.percentile_interval(pooled, q, 0.99) or stats.Interval(stats.percentile(pooled, q), 0, 0)
+        assert interval.value == pytest.approx(truth, abs=10)
+    assert stats.median_interval(rounds).half_width < 1e-6  # the tail does not move the median
+
+
+def test_two_drawn_candidates_of_known_ratio():
+    draw = np.random.Generator(np.random.Philox(9))
+    old = rounds_of_drawn(lambda _i: 2e6 * np.exp(draw.normal(0, 0.1)))
+    new = rounds_of_drawn(lambda _i: 2.2e6 * np.exp(draw.normal(0, 0.1)))
+    found = stats.compare(new, old)
+    assert found.ratio.low <= 1.1 <= found.ratio.high
+    assert found.verdict == "slower"
+
+
+def test_a_warm_up_ramp_ends_before_the_samples():
+    clock = Ticks()
+    runner = Drawn(clock, lambda i: 2e6 * (1 + 4 * np.exp(-i / 20)))
+    done = timing.warm_up(runner, FEEDS, min_seconds=0, clock=clock)
+    assert done.steady
+    series = timing.take_turn(runner, FEEDS, seconds=1e-9, min_iterations=200, max_iterations=200, clock=clock)
+    assert np.median(series["compute"]) == pytest.approx(2e6, rel=0.01)

@@ -1,0 +1,77 @@
+"""Tables in the documentation, rendered from the committed results they show.
+
+    python -m benchmarks.tables            # rewrite them
+    python -m benchmarks.tables --check    # exit code 1 when one is not what its result gives
+
+A table stands between two comments, the first of which names the result and how it is shown:
+
+    <!-- table: benchmarks/results/<machine>/loadgen.json loadgen -->
+    <!-- end of table -->
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks._rows import say
+from ganexport.bench.table import conditions, to_markdown
+from ganexport.measurement import Report, report_from_json
+
+ROOT = Path(__file__).resolve().parent.parent
+_BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+#: Ways to show a result; beside the whole report, the ``table`` of the script that measured it.
+RENDERERS = ("report", "loadgen", "verdicts")
+
+
+def documents() -> Iterator[Path]:
+    """Files that may hold tables."""
+    yield from (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+
+
+def render(report: Report, how: str) -> str:
+    """A result as Markdown, with its conditions and how to repeat it."""
+    if how not in RENDERERS:
+        raise SystemExit(f"benchmarks.tables: unknown way {how!r} to show a result; known: {', '.join(RENDERERS)}")
+    if how == "report":
+        return to_markdown(report)
+    table: str = importlib.import_module(f"benchmarks.{how}").table(report)
+    return f"{table}\n{conditions(report)}. Repeat with `{report.command}`.\n"
+
+
+def updated(text: str, where: str) -> str:
+    """The document with every table as its result gives it."""
+
+    def block(match: re.Match[str]) -> str:
+        path = ROOT / match[2]
+        if not path.is_file():
+            raise SystemExit(f"{where}: a table shows {match[2]}, which is not there")
+        return f"{match[1]}\n{render(report_from_json(path.read_bytes(), match[2]), match[3])}\n{match[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Rewrite or check the tables."""
+    parser = argparse.ArgumentParser(prog="benchmarks.tables", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 when a table is out of date")
+    options = parser.parse_args(arguments)
+    stale = []
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        new = updated(text, str(path.relative_to(ROOT)))
+        if new != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not options.check:
+                path.write_text(new, encoding="utf-8")
+    for name in stale:
+        say(f"{name}: {'out of date, run python -m benchmarks.tables' if options.check else 'rewritten'}")
+    return 1 if stale and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
