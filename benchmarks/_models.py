@@ -1,8 +1,10 @@
 """Generators that the inference benchmarks run, with random weights: speed does not depend on training.
 
 DCGAN after Radford et al. (arXiv:1511.06434), its widths for 64 and 128 pixels; the residual
-generator of WGAN-GP (Gulrajani et al., arXiv:1704.00028, appendix F, 64 pixels). Batch-norm statistics
-are measured, so that nothing folds to the identity and low precision has the work that training leaves it.
+generator of WGAN-GP (Gulrajani et al., arXiv:1704.00028, appendix F, 64 pixels); the skip generator of
+StyleGAN2 (Karras et al., arXiv:1912.04958) as the zoo has it, 256 channels up to 16 pixels. Batch-norm
+statistics are measured, so that nothing folds to the identity and low precision has the work that training
+leaves it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ganexport.architectures import stylegan2 as architecture
 from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec
 
 LATENT = 128
@@ -112,9 +115,25 @@ def resnet64() -> tuple[nn.Module, GeneratorSpec]:
     return _settle(ResNet64), _spec("resnet-64", 64)
 
 
+def stylegan2() -> tuple[nn.Module, GeneratorSpec]:
+    """StyleGAN2's skip generator for 64 pixels, 256 channels up to 16 and 64 at the image."""
+    torch.manual_seed(0)
+    options = architecture.Options(latent=LATENT, mapping_layers=8, width=8, max_width=256)
+    module = architecture.Generator(options).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.startswith("layers.") and name.endswith("offset"):
+                nn.init.normal_(parameter, 0, 0.2)
+        # What tanh sees gets a standard deviation of 1 as the others' does; half of a normal lies within 0.6745 of it.
+        deviation = torch.atanh(module(torch.randn(64, LATENT)).abs().median()) / 0.6745
+        for layer in module.to_image:
+            layer.kernel.div_(deviation)  # type: ignore[operator,union-attr]
+    return module, _spec("stylegan2-64", 64)
+
+
 def tiny() -> tuple[nn.Module, GeneratorSpec]:
     """For tests of the benchmarks themselves."""
     return _settle(lambda: Dcgan(16, width=4)), _spec("tiny", 16)
 
 
-MODELS = {"dcgan-64": dcgan64, "resnet-64": resnet64, "dcgan-128": dcgan128, "tiny": tiny}
+MODELS = {"dcgan-64": dcgan64, "resnet-64": resnet64, "stylegan2-64": stylegan2, "dcgan-128": dcgan128, "tiny": tiny}

@@ -1,11 +1,13 @@
 """Ours against the stock ways of running a generator, in one run on this machine's CPU.
 
-    python -m benchmarks.inference [--output inference.json]
+    python -m benchmarks.inference [--models dcgan-64,resnet-64] [--output FOLDER]
+    python -m benchmarks.headline --write       # the tables in README.md and docs/optimisation.md
 
-Stock: the eager module, ``torch.compile``, TorchScript, ONNX Runtime and OpenVINO on the file that
-``torch.onnx.export`` writes by itself (symbolic batch, nothing of ours), AOTInductor. Ours: what
-``ganexport convert`` makes of the same weights, in fp32 and in the precisions that pass their
-certificate. A process each, one awake at a time, taken in turn; each output is compared with eager fp32.
+Stock: the eager module, ``torch.compile`` with frozen weights, TorchScript, ONNX Runtime and OpenVINO on the
+file that ``torch.onnx.export`` writes by itself (symbolic batch, nothing of ours), AOTInductor. Ours: what
+``ganexport convert --to auto`` publishes, and what it publishes when only fp32 may compete; with ``--all`` also
+every format and precision by itself and plain ``torch.compile``. A process each, one awake at a time, taken in
+turn; each output is compared with eager fp32. One file a model, so that a run can be split and joined.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ from ganexport.spec import spec_to_json
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = (1, 16, 64)
+#: Range of the batch that is converted and certified.
+RANGE = "1:16:64"
 OURS = "ganexport"
+AUTO, AUTO_FP32 = f"{OURS} auto", f"{OURS} auto fp32"
+DEFAULT = ("dcgan-64", "resnet-64", "stylegan2-64")
 
 
 def _candidate(name: str, factory: str, arguments: dict[str, Any], **about: Any) -> Candidate:
@@ -51,11 +57,11 @@ def _unavailable(name: str, reason: object, **about: Any) -> Candidate:
 # ---- stock ---------------------------------------------------------------------------------------
 
 
-def stock(model: str, folder: Path, wanted: Callable[[str], bool]) -> Iterator[Candidate]:
+def stock(model: str, folder: Path, wanted: Callable[[str], bool], *, everything: bool) -> Iterator[Candidate]:
     """What a user has without ganexport."""
     function = f"benchmarks._models:{MODELS[model].__name__}"
     for mode in ("eager", "compile", "compile-frozen"):
-        if wanted(mode):
+        if wanted(mode) and (everything or mode != "compile"):
             arguments = {"source": function, "mode": mode}
             yield _candidate(mode, "ganexport.bench.factories:open_torch", arguments, who="stock")
     module, spec = MODELS[model]()
@@ -97,7 +103,7 @@ def _trace(module: Any, path: Path) -> None:
 def _export(module: Any, path: Path) -> None:
     import torch
 
-    batch = torch.export.Dim("batch", min=1, max=256)
+    batch = torch.export.Dim("batch", min=1, max=64)
     torch.onnx.export(
         module,
         (_example(),),
@@ -113,7 +119,7 @@ def _export(module: Any, path: Path) -> None:
 def _package(module: Any, path: Path) -> None:
     import torch
 
-    batch = torch.export.Dim("batch", min=1, max=256)
+    batch = torch.export.Dim("batch", min=1, max=64)
     with torch.no_grad():
         program = torch.export.export(module, (_example(),), dynamic_shapes=({0: batch},))
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
@@ -122,13 +128,15 @@ def _package(module: Any, path: Path) -> None:
 # ---- ours ----------------------------------------------------------------------------------------
 
 
-def ours(model: str, folder: Path, wanted: Callable[[str], bool]) -> Iterator[Candidate]:
-    """What ``ganexport convert`` makes: every format and precision that passes its certificate."""
+def ours(model: str, folder: Path, wanted: Callable[[str], bool], *, everything: bool) -> Iterator[Candidate]:
+    """What ``ganexport convert`` makes: the choice of ``--to auto``; every format and precision if asked for."""
     from ganexport.export.convert import convert
 
     function = f"benchmarks._models:{MODELS[model].__name__}"
-    yield _auto(function, folder)
-    for kind, precision in (
+    for name, precision in ((AUTO, "auto"), (AUTO_FP32, "fp32")):
+        if wanted(name):
+            yield _auto(name, function, folder, precision)
+    for kind, precision in () if not everything else (
         ("onnx", "fp32"),
         ("openvino", "fp32"),
         ("openvino", "bf16"),
@@ -142,7 +150,9 @@ def ours(model: str, folder: Path, wanted: Callable[[str], bool]) -> Iterator[Ca
             continue
         say(f"  converting: {name}")
         try:
-            artifact = convert(function, to=[kind], output=target, precision=precision, verify_budget=10.0)
+            artifact = convert(
+                function, to=[kind], batch=RANGE, output=target, precision=precision, verify_budget=10.0
+            )
             file = artifact.find(kind, precision)
         except (GanExportError, ImportError) as error:
             yield _unavailable(name, error, who="ours", precision=precision)
@@ -153,19 +163,29 @@ def ours(model: str, folder: Path, wanted: Callable[[str], bool]) -> Iterator[Ca
         yield _candidate(name, "ganexport.bench.factories:open_artifact", arguments, **about)
 
 
-def _auto(function: str, folder: Path) -> Candidate:
+def _auto(name: str, function: str, folder: Path, precision: str) -> Candidate:
     """What ``ganexport convert --to auto`` publishes: torch-free at run time, 35 dB or better."""
     from ganexport.export.convert import convert
 
-    name, target = f"{OURS} auto", folder / "auto"
+    source, target = folder / "source", folder / f"auto-{precision}"
+    say(f"  converting: {name}")
     try:
-        artifact = convert(function, to="auto", output=target, bench_batches=BATCHES, verify_budget=30.0)
+        if not source.exists():
+            convert(function, to=["onnx"], batch=RANGE, output=source, verify_budget=10.0)
+        artifact = convert(source, to="auto", output=target, precision=precision, bench_batches=BATCHES,
+                           verify_budget=30.0, progress=lambda text: say(f"    {text}"))  # fmt: skip
     except (GanExportError, ImportError) as error:
-        return _unavailable(name, error, who="ours", precision="auto")
+        return _unavailable(name, error, who="ours", precision=precision)
     (file,) = artifact.manifest.files
     settings = {key: value for key, value in file.settings.items() if key != "backend"}
     arguments = {"artifact": str(target), "path": file.path, "backend": file.settings["backend"], "device": "cpu"}
+    table = [
+        {key: row.get(key) for key in ("name", "milliseconds", "psnr", "verdict", "reason", "passes") if row.get(key)}
+        for row in artifact.manifest.report["auto"]["candidates"]
+    ]
+    worst = [output.worst_psnr for output in file.certificate.outputs] if file.certificate else []
     about = {"who": "ours", "precision": file.precision, "passes": list(file.passes), "file_bytes": file.bytes}
+    about |= {"table": table, "certified_psnr": min((p for p in worst if p is not None), default=None)}
     return _candidate(name, "ganexport.bench.factories:open_artifact", {**arguments, "settings": settings}, **about)
 
 
@@ -175,7 +195,10 @@ def _auto(function: str, folder: Path) -> Candidate:
 def measure(model: str, options: argparse.Namespace) -> Report:
     """One model: everything in one run."""
     environment = describe()
-    plan = Plan(rounds=options.rounds, turn_seconds=options.seconds / options.rounds, max_warm_seconds=options.warm_up)
+    plan = Plan(
+        rounds=options.rounds, turn_seconds=options.seconds / options.rounds, max_warm_seconds=options.warm_up,
+        min_iterations=2,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         say(f"{model}: exporting")
@@ -183,7 +206,10 @@ def measure(model: str, options: argparse.Namespace) -> Report:
         def wanted(name: str) -> bool:
             return not options.only or any(word in name for word in ("eager", *options.only.split(",")))
 
-        candidates = [*stock(model, folder, wanted), *ours(model, folder, wanted)]
+        everything = options.all or bool(options.only)
+        candidates = [
+            *stock(model, folder, wanted, everything=everything), *ours(model, folder, wanted, everything=everything)
+        ]  # fmt: skip
         with Conductor(candidates, plan, lambda text, *_: say(f"  {text}") if options.verbose else None) as conductor:
             conductor.open()
             conductor.measure([("offline" if b > 1 else "single-stream", {"batch": b}) for b in options.batches])
@@ -221,13 +247,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.inference", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", default="dcgan-64", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--models", default=",".join(DEFAULT), help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--all", action="store_true", help="every format and precision of ours, and plain compile")
     parser.add_argument("--output", type=Path, help="folder; by default benchmarks/results/<machine>")
     parser.add_argument("--only", default="", help="candidates whose names hold one of these words, beside eager")
     parser.add_argument("--batches", type=lambda t: tuple(map(int, t.split(","))), default=BATCHES)
-    parser.add_argument("--seconds", type=float, default=4.0, help="sampling time a candidate and batch")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--warm-up", type=float, default=8.0, help="longest warm-up in seconds")
+    parser.add_argument("--seconds", type=float, default=2.5, help="sampling time a candidate and batch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warm-up", type=float, default=4.0, help="longest warm-up in seconds")
     parser.add_argument("--verbose", action="store_true")
     return parser.parse_args(arguments)
 

@@ -53,6 +53,11 @@ BINS = 2048
 ENTROPY_BINS = 512
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: Share of all products below which a layer stays wide: a style network's matrices bring noise and no time, and
+#: convolutions of single numbers (a convolution's time is also that of moving its pixels).
+SMALL = {"Gemm": 0.005, "MatMul": 0.005, "Conv": 0.0001, "ConvTranspose": 0.0001}
+#: Operators that only move numbers.
+REARRANGING = ("DepthToSpace", "Slice", "Reshape", "Transpose", "Flatten", "Squeeze")
 #: Operators that pass 8-bit numbers on as they are.
 TRANSPARENT = ("DepthToSpace", "Slice", "Concat", "Reshape", "Transpose", "Relu", "MaxPool", "Flatten", "Squeeze")
 
@@ -183,9 +188,20 @@ class _Work:
             and node.op_type not in keep
         ]
         self.work = _work_by_node(self.model)
+        small = self._small()
+        self.nodes = [name for name in self.nodes if name not in small]
         self.sets = list(_draw(spec, CALIBRATION_SEED, samples))
         self.judged = list(_draw(spec, JUDGING_SEED, JUDGED))
         self.reference = [_run(self.model, feeds) for feeds in self.judged]
+
+    def _small(self) -> set[str]:
+        """Layers that are not worth their noise."""
+        total = sum(self.work.values())
+        return {
+            node.name
+            for node in self.model.graph.node
+            if node.op_type in SMALL and self.work.get(node.name, 0.0) < SMALL[node.op_type] * total
+        }
 
     def ranges(self, method: str) -> dict[str, tuple[float, float]]:
         """(lowest, highest) of every activation, by one method."""
@@ -245,16 +261,18 @@ class _Work:
         )
         quantizer.quantize_model()
         made: onnx.ModelProto = quantizer.model.model
+        _read_inputs_exactly(made, {node.name for node in self.model.graph.node} - {*narrow, *carried})
         if self.wide_outputs:
             strip_useless_pairs(made)
+            strip_repeated_pairs(made)
         onnx_file.sort_nodes(made)
         return made
 
-    def judge(self, model: onnx.ModelProto) -> float:
-        """dB of the worst judged sample over all outputs."""
+    def judge(self, model: onnx.ModelProto, sets: int | None = None) -> float:
+        """dB of the worst judged sample over all outputs, on all input sets or the first few."""
         worst = math.inf
         comparisons = [Comparison(tensor.name, tensor.range) for tensor in self.spec.outputs]
-        for number, (feeds, truth) in enumerate(zip(self.judged, self.reference, strict=True)):
+        for number, (feeds, truth) in enumerate(zip(self.judged[:sets], self.reference[:sets], strict=True)):
             outputs = _run(model, feeds)
             for comparison in comparisons:
                 comparison.add(truth[comparison.name], outputs[comparison.name], number)
@@ -269,8 +287,9 @@ class _Work:
         self, ranges: Mapping[str, tuple[float, float]], method: str, target: float, methods: dict[str, float]
     ) -> Quantized:
         """Leave layers wide, the most noise for the least work first, until the target is reached."""
+        few = max(1, len(self.judged) // 4)  # they only order the layers
         alone = {
-            name: self.judge(self.build(ranges, [other for other in self.nodes if other != name]))
+            name: self.judge(self.build(ranges, [other for other in self.nodes if other != name]), few)
             for name in self.nodes
         }
         total = sum(self.work.get(name, 0.0) for name in self.nodes) or 1.0
@@ -393,6 +412,74 @@ def strip_useless_pairs(model: onnx.ModelProto) -> int:
         if not any(quantized.output[0] in other.input for other in model.graph.node):
             model.graph.node.remove(quantized)
     return len(removed)
+
+
+def strip_repeated_pairs(model: onnx.ModelProto) -> int:
+    """Remove roundings of numbers that were rounded to the same levels before they were only rearranged.
+
+    Rounding twice to the same levels changes nothing, but OpenVINO goes back to fp32 for the second time.
+
+    Args:
+        model: QDQ model, changed in place.
+
+    Returns:
+        How many pairs were removed.
+    """
+    from onnx import numpy_helper
+
+    producers = {name: node for node in model.graph.node for name in node.output}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    outputs = {value.name for value in model.graph.output}
+
+    def levels(node: Any) -> Any:
+        """Scale and zero point of a QuantizeLinear or DequantizeLinear, bytes; None when they are computed."""
+        names = list(node.input[1:3])
+        return tuple(numpy_helper.to_array(tensors[n]).tobytes() for n in names) if set(names) <= set(tensors) else None
+
+    def rounded(name: str, wanted: Any) -> bool:
+        maker = producers.get(name)
+        if maker is None:
+            return False
+        if maker.op_type == "DequantizeLinear":
+            return bool(levels(maker) == wanted)
+        if maker.op_type == "Concat":
+            return all(rounded(part, wanted) for part in maker.input)
+        return maker.op_type in REARRANGING and rounded(maker.input[0], wanted)
+
+    removed = []
+    for node in model.graph.node:
+        quantized = _rounding_of(node, producers, set(tensors))
+        if quantized is None or node.output[0] in outputs or levels(node) is None:
+            continue
+        maker = producers.get(quantized.input[0])
+        moved = maker is not None and maker.op_type in (*REARRANGING, "Concat")
+        if moved and levels(quantized) == levels(node) and rounded(quantized.input[0], levels(node)):
+            removed.append((node, quantized))
+    for node, quantized in removed:
+        for reader in model.graph.node:
+            for index, name in enumerate(reader.input):
+                if name == node.output[0]:
+                    reader.input[index] = quantized.input[0]
+        model.graph.node.remove(node)
+        if not any(quantized.output[0] in other.input for other in model.graph.node):
+            model.graph.node.remove(quantized)
+    return len(removed)
+
+
+def _read_inputs_exactly(model: onnx.ModelProto, wide: set[str]) -> None:
+    """Let nodes that stay wide read a graph's input itself, not what a narrow neighbour reads of it.
+
+    Args:
+        model: QDQ model, changed in place.
+        wide: Names of those nodes.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    inputs = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        for index, name in enumerate(node.input if node.name in wide else ()):
+            quantized = _rounding_of(producers[name], producers, set()) if name in producers else None
+            if quantized is not None and quantized.input[0] in inputs:
+                node.input[index] = quantized.input[0]
 
 
 def _rounding_of(node: Any, producers: Mapping[str, Any], constants: set[str]) -> Any:

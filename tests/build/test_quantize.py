@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ganexport.build.cost import Target
-from ganexport.build.quantize import METHODS, best_range, quantize, strip_useless_pairs
+from ganexport.build.quantize import METHODS, best_range, quantize, strip_repeated_pairs, strip_useless_pairs
 from ganexport.build.rewrites import rewrite
 from ganexport.errors import ExportError, UsageError
 from ganexport.parity import Comparison
@@ -158,3 +158,93 @@ def test_best_range_never_rounds_worse_than_the_full_range(seed: int, scale: flo
 
     assert values.min() - 1e-9 <= low <= 0.0 <= high <= values.max() + 1e-9
     assert error(low, high) <= error(min(values.min(), 0.0), max(values.max(), 0.0)) * 1.05
+
+
+def leaky_generator() -> onnx.ModelProto:
+    """Two small matrix products make a style; a sub-pixel convolution with a signed activation, then another."""
+    rng = np.random.default_rng(1)
+
+    def weights(*shape: int, scale: float) -> np.ndarray:
+        return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+    constants = {
+        "w0": weights(16, 32 * 16, scale=0.25),
+        "m0": weights(16, 4, scale=0.25),
+        "m1": weights(4, 32, scale=0.5),
+        "axes": np.array([2, 3], np.int64),
+        "w1": weights(64, 32, 3, 3, scale=0.09),
+        "w2": weights(12, 16, 3, 3, scale=0.12),
+        "shape": np.array([0, 32, 4, 4], np.int64),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["z", "w0"], ["a"], name="first"),
+        helper.make_node("Reshape", ["a", "shape"], ["c"]),
+        helper.make_node("Gemm", ["z", "m0"], ["s0"], name="style0"),
+        helper.make_node("Gemm", ["s0", "m1"], ["s1"], name="style1"),
+        helper.make_node("Unsqueeze", ["s1", "axes"], ["s"]),
+        helper.make_node("Mul", ["c", "s"], ["t"]),
+        helper.make_node("Conv", ["t", "w1"], ["d"], name="second", pads=[1, 1, 1, 1]),
+        helper.make_node("LeakyRelu", ["d"], ["e"], alpha=0.2),
+        helper.make_node("DepthToSpace", ["e"], ["f"], blocksize=2),
+        helper.make_node("Conv", ["f", "w2"], ["g"], name="third", pads=[1, 1, 1, 1]),
+        helper.make_node("DepthToSpace", ["g"], ["h"], blocksize=2),
+        helper.make_node("Tanh", ["h"], ["image"]),
+    ]
+    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 16])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 16, 16])
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [z], [image], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def types_before(model: onnx.ModelProto, name: str) -> list[str]:
+    """Operators upwards from the first input of the node of that name."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    node, found = next(node for node in model.graph.node if node.name == name), []
+    while node.input[0] in producers:
+        node = producers[node.input[0]]
+        found.append(node.op_type)
+    return found
+
+
+def test_small_matrix_products_stay_wide() -> None:
+    made = quantize(leaky_generator(), SPEC, samples=16, methods=("minmax",), min_psnr=10.0)
+    assert types_before(made.model, "style1") == ["Gemm"]
+    assert types_before(made.model, "first")[:1] == ["DequantizeLinear"]
+    assert types_before(made.model, "second")[:2] == ["DequantizeLinear", "QuantizeLinear"]
+    assert not set(made.sensitivity) & {"style0", "style1"}
+
+
+def test_numbers_that_only_moved_are_not_rounded_twice() -> None:
+    ours = quantize(leaky_generator(), SPEC, samples=16, methods=("minmax",), min_psnr=10.0, wide_outputs=True).model
+    pair = ["DequantizeLinear", "QuantizeLinear"]
+    assert types_before(ours, "third")[:4] == ["DepthToSpace", *pair, "LeakyRelu"]
+    twice = quantize(leaky_generator(), SPEC, samples=16, methods=("minmax",), min_psnr=10.0).model
+    assert types_before(twice, "third")[:6] == [*pair, "DepthToSpace", *pair, "LeakyRelu"]
+    once = onnx.ModelProto()
+    once.CopyFrom(twice)
+    assert strip_repeated_pairs(once) >= 1
+    feeds = latents(SPEC, 5, 0, 8)
+    np.testing.assert_array_equal(plain_outputs(once, feeds), plain_outputs(twice, feeds))
+
+
+def plain_outputs(model: onnx.ModelProto, feeds: dict[str, Any]) -> np.ndarray:
+    """As the graph is written, nothing fused."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)[0]
+
+
+def test_a_rounding_to_other_levels_stays() -> None:
+    made = quantize(leaky_generator(), SPEC, samples=16, methods=("minmax",), min_psnr=10.0).model
+    mover = next(node for node in made.graph.node if node.op_type == "DepthToSpace")
+    second = next(n for n in made.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == mover.output[0])
+    wider = numpy_helper.from_array(np.array(0.5, np.float32), "another_scale")
+    made.graph.initializer.append(wider)
+    for node in made.graph.node:
+        if node is second or (node.op_type == "DequantizeLinear" and node.input[0] == second.output[0]):
+            node.input[1] = "another_scale"
+    name = second.name
+    strip_repeated_pairs(made)
+    assert any(node.name == name for node in made.graph.node)

@@ -24,12 +24,15 @@ REWRITES = Registry("ganexport.build.rewrites", "rewrite", exclude=("__init__",)
 DEFAULT_ORDER = (
     "remove-dead",
     "fold-batch-norm",
+    "fold-scale",
+    "merge-gemm",
     "fold-blur",
     "upsample-conv",
     "first-layer-gemm",
     "conv-transpose",
     "fold-batch-norm",
     "hoist-pointwise",
+    "nhwc-scales",
     "remove-dead",
 )
 

@@ -25,16 +25,21 @@ from ganexport.build.rewrites._graph import (
     shape,
     sizes_of,
 )
-from ganexport.build.rewrites.conv_transpose import NOMINAL_SIZE
+from ganexport.build.rewrites.conv_transpose import FORMS, NOMINAL_SIZE, Axis, form_work, original_work
 
 
-def apply(model: ir.Model, target: Target | None = None) -> int:
+def apply(model: ir.Model, target: Target | None = None, *, always: bool = False) -> int:
     """Fold every depthwise stride-1 filter whose input is a (transposed) convolution read by nobody else.
+
+    Args:
+        model: Changed in place.
+        target: Prices the larger kernel against the filter; None: always fold.
+        always: Fold whatever the price, to be measured.
 
     Returns:
         How many were folded.
     """
-    return sum(_fold(model, node, target) for node in nodes_of(model, "Conv"))
+    return sum(_fold(model, node, None if always else target) for node in nodes_of(model, "Conv"))
 
 
 def _fold(model: ir.Model, blur: ir.Node, target: Target | None) -> bool:
@@ -129,10 +134,14 @@ def _combined_pads(conv: ir.Node, blur_pads: list[int], rank: int) -> list[int] 
 
 
 def _blur_shape(conv: ir.Node) -> tuple[int, ...]:
-    reader = next(iter(conv.outputs[0].uses())).node
-    weight = constant(reader.inputs[1])
+    weight = constant(_blur_of(conv).inputs[1])
     assert weight is not None
     return weight.shape[2:]
+
+
+def _blur_of(conv: ir.Node) -> ir.Node:
+    """Its only reader."""
+    return next(iter(conv.outputs[0].uses())).node
 
 
 def convolve(weight: Array, kernel: Array, *, transposed: bool) -> Array:
@@ -158,14 +167,29 @@ def convolve(weight: Array, kernel: Array, *, transposed: bool) -> Array:
 
 
 def _pays(conv: ir.Node, weight: Array, kernel: Array, combined: Array, target: Target) -> bool:
+    rank, channels = weight.ndim - 2, kernel.shape[0]
     sizes = shape(conv.outputs[0]) or [None] * weight.ndim
-    outputs = math.prod(size or NOMINAL_SIZE for size in sizes[2:])
-    strides = attribute(conv, "strides") or [1] * (weight.ndim - 2)
-    steps = outputs / math.prod(strides) if is_op(conv, "ConvTranspose") else outputs
-    channels = kernel.shape[0]
-    before = [
-        Work(conv.op_type, steps * weight.size, outputs * channels, weight.size),
-        Work("Conv", outputs * kernel.size, 2 * outputs * channels, kernel.size),
-    ]
-    after = Work(conv.op_type, steps * combined.size, outputs * channels, combined.size)
-    return target.seconds(after) < sum(map(target.seconds, before))
+    spatial = [size or NOMINAL_SIZE for size in sizes[2:]]
+    outputs = math.prod(spatial)
+    blur = Work("Conv", outputs * kernel.size, 2 * outputs * channels, kernel.size)
+    if not is_op(conv, "ConvTranspose"):
+        before = [Work("Conv", outputs * weight.size, outputs * channels, weight.size), blur]
+        after = [Work("Conv", outputs * combined.size, outputs * channels, combined.size)]
+        return sum(map(target.seconds, after)) < sum(map(target.seconds, before))
+    strides = attribute(conv, "strides") or [1] * rank
+    inside = [max(1, size // stride) for size, stride in zip(spatial, strides, strict=True)]
+    given = shape(conv.inputs[0]) or [None] * weight.ndim
+    inside = [size or guess for size, guess in zip(given[2:], inside, strict=True)]
+    blur_pads = attribute(_blur_of(conv), "pads") or [0] * (2 * rank)
+    plain = [Axis(weight.shape[i + 2], strides[i], 0, 0, 0, 1) for i in range(rank)]
+    cut = [kernel.shape[j % rank + 2] - 1 - pad for j, pad in enumerate(blur_pads)]
+    joined = [Axis(combined.shape[i + 2], strides[i], cut[i], cut[rank + i], 0, 1) for i in range(rank)]
+    separate = _transposed_seconds(plain, inside, weight, target) + target.seconds(blur)
+    return _transposed_seconds(joined, inside, combined, target) < separate
+
+
+def _transposed_seconds(axes: list[Axis], spatial: list[int], weight: Array, target: Target) -> float:
+    """Of a transposed convolution in the form that is cheapest on the target."""
+    options = [[original_work(axes, spatial, weight.shape)]]
+    options += [work for form in FORMS if (work := form_work(form, axes, spatial, weight.shape, 1)) is not None]
+    return min(sum(map(target.seconds, works)) for works in options)

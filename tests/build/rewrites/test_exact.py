@@ -339,6 +339,174 @@ def test_activation_moves_into_every_phase() -> None:
     same(before, after, (2, 2, 4, 5))
 
 
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+@pytest.mark.parametrize("operator", ["Mul", "Add", "Sub", "Div"])
+@pytest.mark.parametrize("first", [True, False])
+def test_numbers_a_channel_move_before_the_interleave(mode: str, operator: str, first: bool) -> None:
+    constants = {"w": weights(12, 2, 3, 3), "b": weights(3, 1, 1) + 3}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("DepthToSpace", ["c"], ["d"], blocksize=2, mode=mode),
+        helper.make_node(operator, ["d", "b"] if first else ["b", "d"], ["e"]),
+        helper.make_node("LeakyRelu", ["e"], ["y"]),
+    ]
+    before = model(nodes, ["n", 2, "h", "w_"], constants)
+    after, applied = rewrite(before, None, ("hoist-pointwise",))
+    assert applied == ("hoist-pointwise x2",)
+    assert op_types(after) == ["Conv", operator, "LeakyRelu", "DepthToSpace"]
+    same(before, after, (2, 2, 4, 5))
+
+
+def styled(*, late: bool = False) -> onnx.ModelProto:
+    """A style a sample, from the pooled input (or, ``late``, from the interleave's own result), scales what it made."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("DepthToSpace", ["c"], ["d"], blocksize=2),
+        helper.make_node("GlobalAveragePool", ["d" if late else "x"], ["p"]),
+        helper.make_node("Conv", ["p", "m"], ["s"]),
+        helper.make_node("Mul", ["d", "s"], ["e"]),
+        helper.make_node("Add", ["e", "b"], ["f"]),
+        helper.make_node("LeakyRelu", ["f"], ["g"], alpha=0.2),
+        helper.make_node("Mul", ["g", "gain"], ["y"]),
+    ]
+    constants = {"w": weights(12, 3, 3, 3), "m": weights(3, 3, 1, 1), "b": weights(3, 1, 1)}
+    return model(nodes, ["n", 3, "h", "w_"], constants | {"gain": np.array(2**0.5, np.float32)})
+
+
+def test_a_style_moves_before_the_interleave_and_the_gain_disappears() -> None:
+    before = styled()
+    after, applied = rewrite(before, None, ("fold-scale", "hoist-pointwise"))
+    assert applied == ("fold-scale x1", "hoist-pointwise x3")
+    types = op_types(after)
+    assert types.index("DepthToSpace") == len(types) - 1
+    assert types.count("Mul") == 1
+    same(before, after, (1, 3, 4, 5), (3, 3, 4, 5))
+
+
+def test_a_style_made_from_the_interleave_stays_behind_it() -> None:
+    before = styled(late=True)
+    after, applied = rewrite(before, None, ("hoist-pointwise",))
+    assert applied == ()
+    same(before, after, (2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("gain", [1.5, -1.5, 0.0])
+@pytest.mark.parametrize("middle", ["LeakyRelu", "Relu", "Tanh"])
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm"])
+def test_a_factor_folds_only_where_it_commutes(operator: str, middle: str, gain: float) -> None:
+    shape: list[Any] = ["n", 4] if operator == "Gemm" else ["n", 4, "h", 5]
+    constants = {
+        "w": weights(*((4, 6) if operator == "Gemm" else (6, 4, 3, 3) if operator == "Conv" else (4, 6, 3, 3))),
+        "b": weights(6),
+        "gain": np.array([gain], np.float32),
+    }
+    nodes = [
+        helper.make_node(operator, ["x", "w", "b"], ["c"]),
+        helper.make_node(middle, ["c"], ["a"]),
+        helper.make_node("Mul", ["gain", "a"], ["y"]),
+    ]
+    before = model(nodes, shape, constants)
+    after, applied = rewrite(before, None, ("fold-scale",))
+    assert bool(applied) == (gain > 0 and middle != "Tanh")
+    assert ("Mul" in op_types(after)) == (not applied)
+    same(before, after, (2, 4) if operator == "Gemm" else (2, 4, 6, 5))
+
+
+def test_a_factor_stays_where_another_reader_wants_the_value_without_it() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Relu", ["c"], ["a"]),
+        helper.make_node("Mul", ["a", "gain"], ["m"]),
+        helper.make_node("Add", ["m", "c"], ["y"]),
+    ]
+    before = model(nodes, ["n", 2, 4, 4], {"w": weights(3, 2, 3, 3), "gain": np.array(2.0, np.float32)})
+    after, applied = rewrite(before, None, ("fold-scale",))
+    assert applied == ()
+    same(before, after, (1, 2, 4, 4))
+
+
+@QUICK
+@given(data=st.data())
+def test_merged_matrix_products_are_exact(data: Any) -> None:
+    count, nodes, constants = data.draw(st.integers(2, 4)), [], {}
+    for index in range(count):
+        width, turned = data.draw(st.integers(1, 4)), data.draw(st.booleans())
+        constants[f"w{index}"] = weights(*((width, 5) if turned else (5, width)))
+        inputs = ["x", f"w{index}"]
+        if data.draw(st.booleans()):
+            constants[f"b{index}"] = weights(*data.draw(st.sampled_from([(width,), (1,), (1, width)])))
+            inputs.append(f"b{index}")
+        nodes.append(helper.make_node("Gemm", inputs, [f"g{index}"], transB=int(turned)))
+    nodes.append(helper.make_node("Concat", [f"g{index}" for index in range(count)], ["y"], axis=1))
+    before = model(nodes, ["n", 5], constants)
+    after, applied = rewrite(before, None, ("merge-gemm",))
+    assert applied == (f"merge-gemm x{count - 1}",)
+    assert op_types(after) == ["Gemm", "Split", "Concat"]
+    same(before, after, (1, 5), (4, 5))
+
+
+def test_products_of_different_inputs_or_of_an_output_are_not_merged() -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "w"], ["y"]),
+    ]
+    before = model(nodes, ["n", 5], {"w": weights(5, 5)})
+    assert rewrite(before, None, ("merge-gemm",))[1] == ()
+
+
+def modulated(scales: int) -> onnx.ModelProto:
+    """A convolution whose result is demodulated, shifted, activated and (with two scales) given the next style."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "m0"], ["g0"]),
+        helper.make_node("Gemm", ["f", "m1"], ["g1"]),
+        helper.make_node("Unsqueeze", ["g0", "axes"], ["s0"]),
+        helper.make_node("Unsqueeze", ["g1", "axes"], ["s1"]),
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Mul", ["s0", "c"], ["d"]),
+        helper.make_node("Add", ["d", "b"], ["e"]),
+        helper.make_node("LeakyRelu", ["e"], ["y" if scales == 1 else "l"], alpha=0.2),
+    ]
+    if scales == 2:
+        nodes.append(helper.make_node("Mul", ["l", "s1"], ["y"]))
+    constants = {"w": weights(6, 3, 3, 3), "m0": weights(3, 6), "m1": weights(3, 6), "b": weights(6, 1, 1)}
+    return model(nodes, ["n", 3, "h", "w_"], constants | {"axes": np.array([2, 3], np.int64)})
+
+
+def test_a_scale_takes_the_layout_of_its_convolution_where_two_would_outvote_it() -> None:
+    before = modulated(2)
+    after, applied = rewrite(before, Target("openvino", "int8"), ("nhwc-scales",))
+    assert applied == ("nhwc-scales x1",)
+    assert op_types(after).count("Conv") == 2
+    same(before, after, (1, 3, 4, 5), (3, 3, 4, 5))
+    again, applied = rewrite(after, Target("openvino", "int8"), ("nhwc-scales",))
+    assert applied == ()
+    same(before, again, (2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("scales", "target"),
+    [(1, Target("openvino", "int8")), (2, Target("onnxruntime", "int8")), (2, Target("trt", "fp16")), (2, None)],
+)
+def test_a_scale_stays_as_it_is_elsewhere(scales: int, target: Target | None) -> None:
+    assert rewrite(modulated(scales), target, ("nhwc-scales",))[1] == ()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_blur_behind_many_channels_is_left_to_its_own_kernel(precision: str) -> None:
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w"], ["c"], strides=[2, 2]),
+        helper.make_node("Conv", ["c", "k"], ["y"], group=256, pads=[1, 1, 1, 1]),
+    ]
+    constants = {"w": weights(256, 256, 3, 3), "k": weights(256, 1, 4, 4)}
+    before = model(nodes, ["n", 256, 32, 32], constants)
+    target = Target("openvino", precision)
+    assert rewrite(before, target, ("fold-blur",))[1] == ()
+    assert rewrite(before, target, ("fold-blur",), {"fold-blur": {"always": True}})[1] == ("fold-blur x1",)
+
+
 def test_an_activation_that_someone_else_reads_stays() -> None:
     nodes = [
         helper.make_node("DepthToSpace", ["x"], ["d"], blocksize=2),
