@@ -117,7 +117,8 @@ class Certificate(msgspec.Struct, frozen=True, omit_defaults=True):
         deterministic: The same input twice gave the same bits; None when not tried.
         notes: What was not done and why, in plain words.
         failures: Each way in which it is outside the tolerance, in plain words.
-        frechet_drift: Relative movement of the Fréchet distance on paired latents; None when not measured.
+        frechet_drift: By which share the candidate moves the Fréchet distance on paired latents
+            (:func:`ganexport.frechet.movement`); recorded, not judged. None for outputs that are no pictures.
     """
 
     verdict: str

@@ -22,6 +22,7 @@ FLOORS = {
     "environment": 0,
     "measurement": 0,
     "stats": 0,
+    "frechet": 0,
     "runtime": 1,
     "build": 1,
     "measure": 1,
@@ -40,7 +41,18 @@ FLOORS = {
     "explore": 4,
     "cli": 5,
 }
-TORCH_FREE = ("errors", "spec", "artifact", "parity", "seeding", "registry", "environment", "measurement", "stats")
+TORCH_FREE = (
+    "errors",
+    "spec",
+    "artifact",
+    "parity",
+    "seeding",
+    "registry",
+    "environment",
+    "measurement",
+    "stats",
+    "frechet",
+)
 TORCH_MAY = ("runtime.torchscript", "runtime.aoti", "kernels")
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganexport.errors import GanExportError
+from ganexport.frechet import Drift
 from ganexport.parity import Certificate, Comparison, tolerance
 from ganexport.seeding import Sampling, batched
 from ganexport.spec import BATCH, GeneratorSpec
@@ -163,6 +164,7 @@ class _Run:
     def __init__(self, candidate: Engine, reference: Engine, spec: GeneratorSpec) -> None:
         self.candidate, self.reference, self.spec = candidate, reference, spec
         self.comparisons = {tensor.name: Comparison(tensor.name, tensor.range) for tensor in spec.outputs}
+        self.drift = Drift(spec.image_output)
         self.failures: list[str] = []
         self.done: list[InputSet] = []
         self.deterministic: bool | None = None
@@ -182,6 +184,8 @@ class _Run:
             return
         for name, comparison in self.comparisons.items():
             self._compare(comparison, truth, value, name, number, chosen)
+        if chosen.role == "optimum":
+            self.drift.add(truth, value)
         if self.deterministic is None:
             again = self.candidate.run(feeds)
             self.deterministic = all(np.array_equal(value[n], again[n], equal_nan=_floating(again[n])) for n in value)
@@ -242,6 +246,7 @@ class _Run:
             self.deterministic,
             notes,
             tuple(failures),
+            self.drift.result(),
         )
         position = worst[2] if 0 <= worst[2] < len(sets) else 0
         return Outcome(certificate, sets[position], worst[1], max(worst[3], 0))

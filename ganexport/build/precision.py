@@ -8,6 +8,7 @@ off the ONNX operator schemas.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ SENSITIVE = frozenset(
 _RENAMING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 #: Largest finite fp16; bf16 has fp32's range.
 FP16_MAX = 65504.0
+#: Smallest fp16 with all its bits; half of what is below rounds away, and below 3e-8 all of it.
+FP16_NORMAL = 6.104e-5
 #: Operators whose output type is an attribute, and which nothing is gained by changing.
 _TYPED_BY_ATTRIBUTE = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "EyeLike"})
 #: From this opset on every arithmetic operator takes bf16.
@@ -171,6 +174,8 @@ class _Conversion:
     def _wide(self) -> set[str]:
         """Nodes that compute in fp32, renaming ones beside them included."""
         wide = {node.name for node in self.graph.node if self._ports(node) is None}
+        if self.precision == "fp16":
+            wide |= self._guarded_divisions()
         position = {node.name: index for index, node in enumerate(self.graph.node)}
         made_by = {name: node.name for node in self.graph.node for name in node.output}
         readers: dict[str, set[str]] = {}
@@ -188,6 +193,34 @@ class _Conversion:
             if after and after <= wide:
                 wide.add(node.name)
         return wide
+
+    def _guarded_divisions(self) -> set[str]:
+        """Nodes that carry an epsilon too small for fp16, up to the division that it guards.
+
+        In fp16 the epsilon of x / (|x| + 1e-8) is zero and that of x * rsqrt(x² + 1e-12) becomes infinite:
+        a vector of zeros would turn into NaN. Followed is the smallest value that a tensor can take.
+        """
+        bounds: dict[str, float] = {}
+        wide = set()
+        for node in self.graph.node:
+            given = next((bounds[name] for name in node.input if name in bounds), None)
+            scalar = self._scalar(node)
+            if given is not None and not FP16_NORMAL <= given <= FP16_MAX / 2:
+                wide.add(node.name)
+            if node.op_type in ("Add", "Max", "Clip") and scalar is not None and 0.0 < scalar < FP16_NORMAL:
+                wide.add(node.name)
+                bounds[node.output[0]] = scalar
+            elif given is not None and (bound := _image_of(node, given, scalar)) is not None:
+                bounds[node.output[0]] = bound
+        return wide
+
+    def _scalar(self, node: Any) -> float | None:
+        """The value of the node's first constant of one element."""
+        for name in node.input:
+            tensor = self.initializers.get(name)
+            if tensor is not None and name in self.floats and math.prod(tensor.dims) == 1:
+                return float(self.onnx.numpy_helper.to_array(tensor).reshape(-1)[0])
+        return None
 
     def _rewire(self, node: Any, wide: bool) -> None:
         ports = None if wide else self._ports(node)
@@ -310,6 +343,19 @@ class _Conversion:
             copies.append(copy)
         del self.graph.initializer[:]
         self.graph.initializer.extend(copies)
+
+
+def _image_of(node: Any, bound: float, scalar: float | None) -> float | None:
+    """What a node makes of the smallest value of its input; None when that says nothing any more."""
+    if node.op_type in _RENAMING or node.op_type == "Expand":
+        return bound
+    if node.op_type == "Sqrt":
+        return math.sqrt(bound)
+    if node.op_type == "Reciprocal":
+        return 1.0 / bound
+    if node.op_type == "Pow" and scalar is not None and abs(scalar) <= 2.0:
+        return math.pow(bound, scalar)
+    return None
 
 
 def _feeds_integers(node: Any, floats: set[str]) -> bool:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ganexport.errors import DataError, UsageError
 from ganexport.evaluation.backbones import BACKBONES, Backbone
-from ganexport.evaluation.metrics import bootstrap, frechet_distance, kernel_distance, nearest, neighbour_metrics
+from ganexport.evaluation.metrics import bootstrap, kernel_distance, nearest, neighbour_metrics
+from ganexport.frechet import frechet_distance
 
 Images = NDArray[np.uint8]
 

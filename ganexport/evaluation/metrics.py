@@ -17,39 +17,6 @@ from ganexport.errors import UsageError
 Features = NDArray[Any]
 
 
-def moments(features: Features) -> tuple[Features, Features]:
-    """Mean [D] and covariance [D, D] of features [N, D], in float64.
-
-    Raises:
-        UsageError: Fewer than two samples, or features that are not finite.
-    """
-    if features.ndim != 2 or len(features) < 2:
-        raise UsageError(f"needs features [N, D] of at least two samples, got {list(features.shape)}")
-    if not np.isfinite(features).all():
-        raise UsageError("features are not finite: the generator's images hold NaN or infinite values")
-    data = features.astype(np.float64)
-    return data.mean(axis=0), np.cov(data, rowvar=False)
-
-
-def frechet_distance(real: Features, fake: Features) -> float:
-    """Fréchet distance of the two Gaussians with the features' moments (Heusel et al. 2017, equation 6).
-
-    ``|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2))``, with the trace of the root computed from the symmetric product
-    ``C1^(1/2) C2 C1^(1/2)``, which has the same eigenvalues and needs no complex arithmetic.
-
-    Args:
-        real: Features [N, D].
-        fake: Features [M, D].
-    """
-    mean_real, cov_real = moments(real)
-    mean_fake, cov_fake = moments(fake)
-    values, vectors = np.linalg.eigh(cov_real)
-    root = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ cov_fake @ root)
-    trace = np.trace(cov_real) + np.trace(cov_fake) - 2.0 * np.sqrt(np.clip(product, 0.0, None)).sum()
-    return float(((mean_real - mean_fake) ** 2).sum() + max(trace, 0.0))
-
-
 def kernel_distance(
     real: Features, fake: Features, *, subsets: int = 50, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:

@@ -185,3 +185,41 @@ def test_symmetric_activations_keep_the_range_the_cut_at_zero_and_the_bias():
     assert not {t.data_type for t in model.graph.initializer} & {TensorProto.UINT8, TensorProto.INT32}
     np.testing.assert_allclose(after, before, atol=0.03)
     assert after[0, 0] == pytest.approx(1.0), "negative values are still cut off, and the bias is 100 · 0.01"
+
+
+@pytest.mark.parametrize("kind", ["rsqrt", "clamped norm", "added norm", "pow"])
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-12])
+def test_the_epsilon_of_a_division_survives_fp16(kind, epsilon):
+    """A pixel of zeros is normalised to zeros: in fp16 the epsilon alone would be zero, or its root infinite."""
+    constants = {"axes": np.array([1], np.int64), "epsilon": np.float32(epsilon), "half": np.float32(-0.5)}
+    square = [
+        helper.make_node("Mul", ["x", "x"], ["s"]),
+        helper.make_node("ReduceMean", ["s", "axes"], ["m"]),
+        helper.make_node("Add", ["m", "epsilon"], ["e"], name="guard"),
+    ]
+    norm = [helper.make_node("ReduceL2", ["x", "axes"], ["n"])]
+    nodes = {
+        "rsqrt": [
+            *square, helper.make_node("Sqrt", ["e"], ["r"]), helper.make_node("Reciprocal", ["r"], ["i"]),
+            helper.make_node("Mul", ["x", "i"], ["y"]),
+        ],
+        "pow": [
+            *square, helper.make_node("Pow", ["e", "half"], ["i"]), helper.make_node("Mul", ["x", "i"], ["y"]),
+        ],
+        "clamped norm": [
+            *norm, helper.make_node("Clip", ["n", "epsilon"], ["e"], name="guard"),
+            helper.make_node("Div", ["x", "e"], ["y"]),
+        ],
+        "added norm": [
+            *norm, helper.make_node("Add", ["n", "epsilon"], ["e"], name="guard"),
+            helper.make_node("Div", ["x", "e"], ["y"]),
+        ],
+    }[kind]  # fmt: skip
+    used = {name: value for name, value in constants.items() if any(name in node.input for node in nodes)}
+    model = graph(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}, used)
+    x = GENERATOR.standard_normal((5, 4)).astype(np.float32)
+    x[2] = 0.0
+    (wanted,), (got,) = run(model, x=x), run(low_precision(model, "fp16"), x=x)
+    assert np.isfinite(got).all()
+    assert (got[2] == 0.0).all()
+    assert np.abs(got - wanted).max() < 5e-3

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ganexport.errors import UsageError
-from ganexport.evaluation.metrics import bootstrap, frechet_distance, kernel_distance, nearest, neighbour_metrics
+from ganexport.evaluation.metrics import bootstrap, kernel_distance, nearest, neighbour_metrics
+from ganexport.frechet import frechet_distance
 
 RNG = np.random.default_rng(1)
 
