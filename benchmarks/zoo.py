@@ -4,7 +4,8 @@
     python -m benchmarks.zoo run --data mnist/
     python -m benchmarks.zoo --cards          # writes the cards and the list again from evaluation.json
 
-The run must be of the recipe as it stands in models/ (machine settings apart). Everything in a card is read from
+The run must be of the recipe as it stands in models/, with the ``--set``s that are given here too (machine settings
+apart). Everything in a card is read from
 evaluation.json, which holds what was measured on the packed float16 weights, not on the run's.
 """
 
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", default="mnist-10k", help="what the run was trained on; compared with, too")
     parser.add_argument("-n", type=int, default=10_000, help="generated images")
     parser.add_argument("--cards", action="store_true", help="only render the cards from their records")
+    parser.add_argument("--set", dest="sets", action="append", default=[], help="as given to ganexport train")
     options = parser.parse_args(arguments)
     if options.cards:
         for record in sorted(MODELS.glob(f"*/{RECORD}")):
@@ -47,11 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.run is None:
         parser.error("name a run, or give --cards")
-    pack(options.run, options.data, options.n)
+    pack(options.run, options.data, options.n, options.sets)
     return 0
 
 
-def pack(run: Path, data: str, count: int) -> None:
+def pack(run: Path, data: str, count: int, sets: list[str]) -> None:
     """Write weights, picture, record and card of a run into its model's folder."""
     import torch
     from safetensors.torch import save_file
@@ -62,7 +64,7 @@ def pack(run: Path, data: str, count: int) -> None:
 
     loaded = load_run(run)
     folder = MODELS / loaded.name
-    recipe = to_plain(load_recipe(str(folder)))
+    recipe = to_plain(load_recipe(str(folder), sets))
     different = _differences(_flat(recipe), _flat(loaded.recipe))
     if different:
         sys.exit(f"{run} is not a run of {folder.name}: {'; '.join(different)}")
@@ -80,7 +82,7 @@ def pack(run: Path, data: str, count: int) -> None:
         "weights_bytes": (folder / WEIGHTS).stat().st_size,
         "torch": torch.__version__.partition("+")[0],
     }
-    record = measure(folder, data, count, facts)
+    record = {**measure(folder, data, count, facts), "sets": sets}
     (folder / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     write_card(folder)
 
@@ -127,11 +129,13 @@ def write_card(folder: Path) -> None:
 
     record = msgspec.json.decode((folder / RECORD).read_bytes())
     recipe = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+    batch = recipe["training"].get("batch_size", 64)
     name = record["model"]
     facts, found, machine = record["training"], record["evaluation"], record["environment"]
     low, high = found["frechet_interval"]
     copies = found["memorisation"]
     shares = " ".join(f"{share:.1%}" for share in found["class_shares"])
+    sets = "".join(f" --set {setting}" for setting in record["sets"])
     layout = "One row a class" if record["conditional"] else "Samples of seed 1"
     text = f"""# {name}
 
@@ -144,7 +148,7 @@ def write_card(folder: Path) -> None:
 | what | value |
 |---|---|
 | trained on | MNIST, all 60,000 training images |
-| steps | {facts["steps"]:,} of batch {recipe["training"].get("batch_size", 64)} ({facts["images"]:,} images seen) |
+| steps | {facts["steps"]:,} of batch {batch} ({facts["images"]:,} images seen) |
 | time | {facts["training_minutes"]:.0f} minutes at the run's median rate, {facts["threads"]} CPU \
 thread{"s" if facts["threads"] > 1 else ""}, {machine["cpu"]["model"]} |
 | weights | {facts["parameters"]:,} parameters, {facts["weights_bytes"] / 1e6:.2f} MB, float16, the moving average |
@@ -162,8 +166,8 @@ The figures are those of the shipped float16 weights.
 ```bash
 ganexport generate {name} -n 64 -o grid.png
 ganexport convert {name} --to onnx -o {name}
-ganexport evaluate {name} --data mnist/                              # the figures above
-ganexport train {name} --data mnist/ --set training.threads={facts["threads"]} --out run   # the training
+ganexport evaluate {name} --data mnist/   # the figures above
+ganexport train {name} --data mnist/ --set training.threads={facts["threads"]}{sets} --out run
 ```
 
 `mnist/` is a folder with MNIST's four idx files. Trained with torch {facts["torch"]}. Apache-2.0, as ganexport; MNIST

@@ -38,7 +38,7 @@ def test_there_are_trained_models_and_they_are_small():
 def test_the_record_is_of_these_weights_and_this_recipe(name):
     about = record(name)
     assert about["training"]["weights_bytes"] == (models_folder() / name / WEIGHTS).stat().st_size
-    assert about["training"]["steps"] == load_recipe(name).training.steps
+    assert about["training"]["steps"] == load_recipe(name, about["sets"]).training.steps
     assert about["evaluation"]["generated"] == 10_000
     assert about["evaluation"]["real"] == 60_000
     assert about["training"]["parameters"] == sum(p.numel() for p in load_run(name).module.parameters())
@@ -140,9 +140,9 @@ def test_packing_a_run_writes_the_whole_folder(tmp_path, monkeypatch):
     train(str(models / "tiny"), out=tmp_path / "run", sets=sets)
     monkeypatch.setattr(zoo, "MODELS", models)
     with pytest.raises(SystemExit, match=r"training\.steps: 20 in the run"):
-        zoo.pack(tmp_path / "run", "mnist-10k", 500)
+        zoo.pack(tmp_path / "run", "mnist-10k", 500, [])
     (models / "tiny" / "recipe.toml").write_text((tmp_path / "run" / "recipe.toml").read_text())
-    zoo.pack(tmp_path / "run", "mnist-10k", 500)
+    zoo.pack(tmp_path / "run", "mnist-10k", 500, [])
     made = {path.name for path in (models / "tiny").iterdir()}
     assert made == {"recipe.toml", "weights.safetensors", "samples.png", "evaluation.json", "README.md"}
     whole, half = load_run(tmp_path / "run").module, load_run(models / "tiny").module
