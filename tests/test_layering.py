@@ -22,6 +22,7 @@ FLOORS = {
     "environment": 0,
     "measurement": 0,
     "stats": 0,
+    "cluster": 1,
     "runtime": 1,
     "build": 1,
     "measure": 1,
