@@ -23,6 +23,7 @@ FLOORS = {
     "measurement": 0,
     "stats": 0,
     "frechet": 0,
+    "cluster": 1,
     "runtime": 1,
     "build": 1,
     "measure": 1,

@@ -26,6 +26,7 @@ Examples:
   ganexport generate dcgan-mnist -n 64 -o grid.png
   ganexport generate digits -n 20 --seed 7 --start 100 -o pictures/
   ganexport generate digits -n 1000000 --format webdataset -o shards/
+  ganexport generate /shared/digits -n 1000000 --format webdataset --ray head:6379 -o /shared/shards/
 """
 
 
@@ -47,6 +48,7 @@ Examples:
 @click.option("--threads", type=int, help="Threads of the engine.")
 @click.option("--batch-size", type=int, help="Samples an engine call; default: the generator's optimum.")
 @click.option("--format", "kind", help="Write shards: png, npz, webdataset or parquet (resumable).")
+@click.option("--ray", "address", help="With --format: make shards on the Ray cluster at this address.")
 @click.option("--shard-size", type=int, help="Samples a shard; default: 1000 for png, else 10000.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="grid.png, or a folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON on stdout.")
@@ -161,6 +163,8 @@ def _check_output(output: Path, options: dict[str, Any]) -> None:
     """Refuse what cannot be written before anything is computed."""
     if options["kind"] is None and options["shard_size"] is not None:
         raise UsageError("--shard-size needs --format")
+    if options["kind"] is None and options["address"] is not None:
+        raise UsageError("--ray needs --format: a cluster makes shards")
     if options["kind"] and output.suffix.lower() == ".png":
         raise UsageError(f"--format writes a folder of shards, {output} is a file's name")
     grid = output.suffix.lower() == ".png" and not options["kind"]
@@ -225,7 +229,8 @@ def _pictures(generator: Generator, asked: dict[str, Any]) -> Any:
 
 
 def _shards(generator: Generator, output: Path, options: dict[str, Any], asked: dict[str, Any]) -> int:
-    from ganexport.bulk.job import Progress, generate_bulk
+    from ganexport.bulk.job import generate_bulk
+    from ganexport.bulk.plan import Progress
 
     if "seeds" in asked:
         raise UsageError("--seeds does not go with --format: shards count the samples of one seed")
@@ -248,6 +253,8 @@ def _shards(generator: Generator, output: Path, options: dict[str, Any], asked: 
             output,
             format=options["kind"],
             shard_size=options["shard_size"],
+            address=options["address"],
+            threads=options["threads"],
             on_progress=show,
             **asked,
         )

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
 from ganexport.runtime._dlpack import CPU, CUDA, Place
-from ganexport.runtime.base import Array, Feeds, Runner, check_settings, device_index, first_line
+from ganexport.runtime.base import Array, Feeds, Runner, Setting, device_index, first_line
 from ganexport.spec import GeneratorSpec
 
-SETTINGS: dict[str, tuple[type, str]] = {"threads": (int, "threads of torch, in the whole process")}
+SETTINGS = {"threads": Setting(int, "threads of torch, in the whole process")}
 
 
 def torch_unavailable() -> str | None:
@@ -23,19 +22,15 @@ def torch_unavailable() -> str | None:
     return None if find_spec("torch") else "torch: not installed (pip install 'ganexport[train]')"
 
 
-def open_torch(path: Path, device: str | None, settings: Mapping[str, Any] | None, backend: str) -> tuple[Any, str]:
+def open_torch(device: str | None, settings: Mapping[str, Any]) -> tuple[Any, str]:
     """Import torch, apply the settings and choose the device ("cpu" unless asked: where files were certified).
 
     Raises:
-        BackendUnavailableError: No torch, or no such GPU.
-        ArtifactError: No such file.
+        BackendUnavailableError: No such GPU.
     """
-    chosen = check_settings(backend, settings, SETTINGS)
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file")
     torch, where = import_torch(device)
-    if "threads" in chosen:
-        torch.set_num_threads(chosen["threads"])
+    if "threads" in settings:
+        torch.set_num_threads(settings["threads"])
     return torch, where
 
 
@@ -62,6 +57,7 @@ class TorchRunner(Runner):
     """A callable from torch tensors to torch tensors, in the order of the spec's inputs and outputs."""
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    settings: ClassVar[Mapping[str, Setting]] = SETTINGS
 
     def __init__(self, torch: Any, function: Callable[..., Any], spec: GeneratorSpec, device: str) -> None:
         super().__init__()
@@ -176,7 +172,7 @@ def in_memory_runner(
         backend: ClassVar[str] = name
 
         @classmethod
-        def open(cls, *_: Any, **__: Any) -> Self:
+        def _open(cls, *_: Any, **__: Any) -> Self:
             raise UsageError(f"{name} runs a module in memory, it opens no files")
 
     return InMemoryRunner(torch, function, spec, device)

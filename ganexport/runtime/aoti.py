@@ -19,25 +19,20 @@ class AotiRunner(TorchRunner):
     formats: ClassVar[tuple[str, ...]] = ("aoti",)
 
     @classmethod
-    def open(
+    def _open(
         cls,
         path: Path,
         spec: GeneratorSpec,
-        *,
-        device: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        requires: Mapping[str, str] | None = None,
+        device: str | None,
+        settings: Mapping[str, Any],
+        requires: Mapping[str, str],
     ) -> Self:
-        """Load a package (it is machine code: its hash was checked first); see :meth:`Runner.open`.
-
-        A package runs on the kind of device that it was compiled for, ``requires["device"]``.
-        """
-        needs = requires or {}
-        built_for = needs.get("device", "cpu")
+        """A package (it is machine code: its hash was checked first), on the kind of device it was compiled for."""
+        built_for = requires.get("device", "cpu")
         if device is not None and device.partition(":")[0] != built_for.partition(":")[0]:
             raise BackendUnavailableError(f"device {device}: {path} was compiled for {built_for}; convert again on it")
-        torch, where = open_torch(path, device or built_for, settings, cls.backend)
-        built_by = needs.get("torch", "")
+        torch, where = open_torch(device or built_for, settings)
+        built_by = requires.get("torch", "")
         if built_by and built_by.partition("+")[0] != torch.__version__.partition("+")[0]:
             raise BackendUnavailableError(
                 f"{path}: compiled by torch {built_by}, here is torch {torch.__version__}; rebuild it: "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ganexport.errors import ArtifactError, UsageError, unknown_name
+from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError, unknown_name
 from ganexport.spec import GeneratorSpec, Label, TensorSpec
 
 if TYPE_CHECKING:
@@ -21,6 +21,20 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
+
+
+class Setting(NamedTuple):
+    """One option of a backend.
+
+    Attributes:
+        kind: Type of its value; whole numbers count from 1.
+        meaning: For people.
+        choices: The values it may have; any when empty.
+    """
+
+    kind: type
+    meaning: str
+    choices: tuple[str, ...] = ()
 
 
 class Runner(abc.ABC):
@@ -38,11 +52,13 @@ class Runner(abc.ABC):
         runtime: Library, version and provider, as written into a certificate.
         formats: Formats of an artifact's files that it opens.
         devices: Kinds of device it runs on.
+        settings: What can be set, by name.
     """
 
     backend: ClassVar[str]
     formats: ClassVar[tuple[str, ...]]
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    settings: ClassVar[Mapping[str, Setting]] = {}
     device: str
     spec: GeneratorSpec
     runtime: str
@@ -64,7 +80,6 @@ class Runner(abc.ABC):
         return tuple(kind for kind in cls.devices if kind == "cpu" or _cuda.unavailable() is None)
 
     @classmethod
-    @abc.abstractmethod
     def open(
         cls,
         path: Path,
@@ -74,7 +89,7 @@ class Runner(abc.ABC):
         settings: Mapping[str, Any] | None = None,
         requires: Mapping[str, str] | None = None,
     ) -> Self:
-        """Load a file.
+        """Load a file: settings, device, library and file are checked in this order, then the engine is opened.
 
         Args:
             path: The engine, already checked against its manifest.
@@ -84,9 +99,39 @@ class Runner(abc.ABC):
             requires: What the manifest says the file needs; checked before loading.
 
         Raises:
+            UsageError: An unknown setting or device, or a value that it cannot have.
             BackendUnavailableError: Library, GPU or version missing; both sides are named.
             ArtifactError: The file is damaged or not of this kind.
         """
+        chosen = check_settings(cls.backend, settings, cls.settings)
+        check_device(cls, device)
+        cls.preflight(path, requires or {}, device)
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file")
+        return cls._open(path, spec, device, chosen, requires or {})
+
+    @classmethod
+    def preflight(cls, path: Path, requires: Mapping[str, str], device: str | None) -> None:
+        """Whether a file can run here, before its bytes are read.
+
+        Raises:
+            BackendUnavailableError: The library is missing, or what is here is not what the file needs.
+        """
+        del path, requires, device
+        if reason := cls.unavailable():
+            raise BackendUnavailableError(reason)
+
+    @classmethod
+    @abc.abstractmethod
+    def _open(
+        cls,
+        path: Path,
+        spec: GeneratorSpec,
+        device: str | None,
+        settings: Mapping[str, Any],
+        requires: Mapping[str, str],
+    ) -> Self:
+        """Open the engine; arguments and file were checked by :meth:`open`."""
 
     @abc.abstractmethod
     def prepare(self, feeds: Feeds) -> None:
@@ -246,15 +291,13 @@ def _fits(spec: GeneratorSpec, tensor: TensorSpec, shape: tuple[int | None, ...]
     return True
 
 
-def check_settings(
-    backend: str, settings: Mapping[str, Any] | None, known: Mapping[str, tuple[type, str]]
-) -> dict[str, Any]:
+def check_settings(backend: str, settings: Mapping[str, Any] | None, known: Mapping[str, Setting]) -> dict[str, Any]:
     """Settings of a backend, refused where unknown or of the wrong type.
 
     Args:
         backend: For the message.
         settings: As given, from the manifest or the caller.
-        known: Type and meaning of each setting.
+        known: Each setting by name.
 
     Raises:
         UsageError: Naming the setting.
@@ -263,12 +306,27 @@ def check_settings(
     for name, value in checked.items():
         if name not in known:
             raise unknown_name(f"setting of {backend}", name, tuple(known))
-        wanted = known[name][0]
+        wanted, meaning, choices = known[name]
         unfit = wanted is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1)
-        if unfit or not isinstance(value, wanted):
+        if unfit or not isinstance(value, wanted) or (choices and value not in choices):
             what = "a whole number from 1" if wanted is int else f"a {wanted.__name__}"
-            raise UsageError(f"setting {name!r} of {backend} ({known[name][1]}) must be {what}, got {value!r}")
+            what = f"one of {', '.join(choices)}" if choices else what
+            raise UsageError(f"setting {name!r} of {backend} ({meaning}) must be {what}, got {value!r}")
     return checked
+
+
+def check_device(runner: type[Runner], device: str | None) -> None:
+    """Refuse a kind of device on which a backend does not run.
+
+    Raises:
+        UsageError: Not a device's name.
+        BackendUnavailableError: Naming those on which it runs.
+    """
+    kind = device if device_index(device) is None else "cuda"
+    if kind is not None and kind not in runner.devices:
+        raise BackendUnavailableError(
+            f"device {device}: {runner.backend} does not run on {kind}, only on {', '.join(runner.devices)}"
+        )
 
 
 def device_index(device: str | None) -> int | None:

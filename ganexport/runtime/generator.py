@@ -15,7 +15,7 @@ from ganexport.artifact import FORMATS, Artifact, ArtifactFile
 from ganexport.errors import ArtifactError, BackendUnavailableError, MissingDependencyError, UsageError
 from ganexport.runtime import BACKENDS
 from ganexport.runtime._images import image_tensor, to_uint8
-from ganexport.runtime.base import Array, Feeds, Runner
+from ganexport.runtime.base import Array, Feeds, Runner, check_device
 from ganexport.seeding import Sampling, batched
 from ganexport.spec import BATCH, GeneratorSpec
 
@@ -108,29 +108,15 @@ def open_runner(
         BackendUnavailableError, IntegrityError, ArtifactError: As :func:`load`.
     """
     runner_class: type[Runner] = BACKENDS.load(backend).RUNNER
-    kind = (device or "").partition(":")[0]
-    if kind in ("cpu", "cuda") and kind not in runner_class.devices:
-        raise BackendUnavailableError(f"{backend} does not run on {kind}, only on {', '.join(runner_class.devices)}")
-    # TensorRT's preflight names the engine's needs beside what is missing here, which says more.
-    if backend != "tensorrt" and (reason := runner_class.unavailable()):
-        raise BackendUnavailableError(reason)
-    if backend == "tensorrt":
-        _preflight(artifact, file, device)
+    # Here too, so that a file that cannot run is not hashed first.
+    check_device(runner_class, device)
+    runner_class.preflight(artifact.path / file.path, file.requires, device)
     own = dict(file.settings)
     measured_with = own.pop("backend", backend)
     if measured_with == backend:
         settings = {**own, **(settings or {})}
     path = artifact.verified_path(file)
     return runner_class.open(path, artifact.spec, device=device, settings=settings, requires=file.requires)
-
-
-def _preflight(artifact: Artifact, file: ArtifactFile, device: str | None) -> None:
-    """Whether an engine can run here at all, before its bytes are read."""
-    from ganexport.runtime.base import device_index
-    from ganexport.runtime.tensorrt import gpu_or_reason, installed, preflight
-
-    index = device_index(device) or 0
-    preflight(artifact.path / file.path, file.requires, gpu_or_reason(index), installed())
 
 
 def _nothing_runs(artifact: Artifact, backend: str | None, precision: str | None, skipped: list[str]) -> str:

@@ -13,24 +13,24 @@ from ganexport.runtime.base import (
     Array,
     Feeds,
     Runner,
+    Setting,
     Tensor,
-    check_settings,
     check_signature,
     device_index,
     first_line,
 )
 from ganexport.spec import GeneratorSpec
 
-SETTINGS: dict[str, tuple[type, str]] = {
-    "threads": (int, "threads of one operator"),
-    "spinning": (bool, "threads wait by spinning: faster on idle cores, wasteful on shared ones"),
-    "optimization": (str, "graph optimisation: none, basic, extended or all"),
-}
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
+}
+SETTINGS = {
+    "threads": Setting(int, "threads of one operator"),
+    "spinning": Setting(bool, "threads wait by spinning: faster on idle cores, wasteful on shared ones"),
+    "optimization": Setting(str, "graph optimisation", tuple(_LEVELS)),
 }
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 CUDA = "CUDAExecutionProvider"
@@ -43,6 +43,7 @@ class OnnxRuntimeRunner(Runner):
     backend: ClassVar[str] = "onnxruntime"
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    settings: ClassVar[Mapping[str, Setting]] = SETTINGS
 
     def __init__(self, session: Any, spec: GeneratorSpec, cuda: int | None) -> None:
         super().__init__()
@@ -78,29 +79,21 @@ class OnnxRuntimeRunner(Runner):
         return super().usable_devices() if CUDA in onnxruntime.get_available_providers() else ("cpu",)
 
     @classmethod
-    def open(
+    def _open(
         cls,
         path: Path,
         spec: GeneratorSpec,
-        *,
-        device: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        requires: Mapping[str, str] | None = None,
+        device: str | None,
+        settings: Mapping[str, Any],
+        requires: Mapping[str, str],
     ) -> Self:
-        """Load an ONNX file; see :meth:`Runner.open`. Without a device: CUDA where this build has it and a GPU."""
-        chosen = check_settings(cls.backend, settings, SETTINGS)
-        if chosen.get("optimization", "all") not in _LEVELS:
-            raise UsageError(f"setting 'optimization' of onnxruntime must be one of {', '.join(_LEVELS)}")
-        wanted = device_index(device)
-        if reason := cls.unavailable():
-            raise BackendUnavailableError(reason)
-        cuda = _choose_cuda(device, wanted)
-        session = open_session(path, chosen, cuda)
+        """An ONNX file. Without a device: CUDA where this build has it and a GPU."""
+        cuda = _choose_cuda(device, device_index(device))
+        session = open_session(path, settings, cuda)
         if cuda is not None and CUDA not in session.get_providers():
             raise BackendUnavailableError(f"onnxruntime could not start its {CUDA} here; use device cpu")
-        runner = cls(session, spec, cuda)
         check_signature(spec, signature(session.get_inputs()), signature(session.get_outputs()), path)
-        return runner
+        return cls(session, spec, cuda)
 
     def run_checked(self, checked: Mapping[str, Array]) -> dict[str, Array]:
         """Sessions on the CPU are thread-safe: calls run side by side, without a lock."""

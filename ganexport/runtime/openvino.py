@@ -8,24 +8,23 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
+from ganexport.errors import ArtifactError
 from ganexport.runtime._dlpack import Place, place
 from ganexport.runtime.base import (
     Array,
     Feeds,
     Runner,
+    Setting,
     Tensor,
-    check_settings,
     check_signature,
-    device_index,
     first_line,
 )
 from ganexport.spec import GeneratorSpec, TensorSpec
 
-SETTINGS: dict[str, tuple[type, str]] = {
-    "threads": (int, "threads of the engine"),
-    "streams": (int, "requests computed side by side"),
-    "precision": (str, "arithmetic of the engine: f32 or bf16"),
+SETTINGS = {
+    "threads": Setting(int, "threads of the engine"),
+    "streams": Setting(int, "requests computed side by side"),
+    "precision": Setting(str, "arithmetic of the engine", ("f32", "bf16")),
 }
 _DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "bf16": "bfloat16", "boolean": "bool"}
 _DTYPES |= {"i64": "int64", "i32": "int32", "u8": "uint8", "i8": "int8"}
@@ -36,6 +35,7 @@ class OpenVinoRunner(Runner):
 
     backend: ClassVar[str] = "openvino"
     formats: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
+    settings: ClassVar[Mapping[str, Setting]] = SETTINGS
 
     def __init__(self, compiled: Any, spec: GeneratorSpec) -> None:
         super().__init__()
@@ -62,26 +62,16 @@ class OpenVinoRunner(Runner):
         return None if hasattr(openvino, "Core") else "openvino: broken install, reinstall it"
 
     @classmethod
-    def open(
+    def _open(
         cls,
         path: Path,
         spec: GeneratorSpec,
-        *,
-        device: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        requires: Mapping[str, str] | None = None,
+        device: str | None,
+        settings: Mapping[str, Any],
+        requires: Mapping[str, str],
     ) -> Self:
-        """Load an ``.xml`` (with its ``.bin``) or an ``.onnx``; see :meth:`Runner.open`."""
-        chosen = check_settings(cls.backend, settings, SETTINGS)
-        if chosen.get("precision", "f32") not in ("f32", "bf16"):
-            raise UsageError("setting 'precision' of openvino must be f32 or bf16")
-        if device_index(device) is not None:
-            raise BackendUnavailableError(f"device {device}: openvino runs on the CPU here; use device cpu")
-        if reason := cls.unavailable():
-            raise BackendUnavailableError(reason)
-        if not path.is_file():
-            raise ArtifactError(f"{path}: no such file")
-        compiled = compile_model(path, chosen)
+        """An ``.xml`` (with its ``.bin``) or an ``.onnx``."""
+        compiled = compile_model(path, settings)
         check_signature(spec, signature(compiled.inputs, spec.inputs), signature(compiled.outputs, spec.outputs), path)
         return cls(compiled, spec)
 

@@ -17,15 +17,15 @@ from ganexport.runtime.base import (
     Array,
     Feeds,
     Runner,
+    Setting,
     Tensor,
-    check_settings,
     check_signature,
     device_index,
     first_line,
 )
 from ganexport.spec import GeneratorSpec
 
-SETTINGS: dict[str, tuple[type, str]] = {"cuda_graph": (bool, "replay a captured CUDA graph for shapes seen before")}
+SETTINGS = {"cuda_graph": Setting(bool, "replay a captured CUDA graph for shapes seen before")}
 #: Python module of each flavour and the package that brings it.
 FLAVOURS = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32"}
@@ -77,7 +77,7 @@ def preflight(path: Path, requires: Mapping[str, str], gpu: _cuda.Gpu | str, hav
     Raises:
         BackendUnavailableError: All that does not fit, both sides named, and the command that rebuilds it.
     """
-    flavour = requires.get("flavour") or next(iter(have), "tensorrt")
+    flavour = _flavour(requires, have)
     if flavour not in FLAVOURS:
         raise ArtifactError(f"{path}: unknown TensorRT flavour {flavour!r}; known: {', '.join(FLAVOURS)}")
     wrong = []
@@ -101,6 +101,11 @@ def preflight(path: Path, requires: Mapping[str, str], gpu: _cuda.Gpu | str, hav
             f"ganexport convert {path.parent} --to trt -o {path.parent}"
         )
     return flavour
+
+
+def _flavour(requires: Mapping[str, str], have: Mapping[str, str]) -> str:
+    """The one that built the engine; where the manifest does not say, the one that is here."""
+    return requires.get("flavour") or next(iter(have), "tensorrt")
 
 
 def _same_version(built: str, here: str) -> bool:
@@ -131,6 +136,7 @@ class TensorRtRunner(Runner):
     backend: ClassVar[str] = "tensorrt"
     formats: ClassVar[tuple[str, ...]] = ("trt",)
     devices: ClassVar[tuple[str, ...]] = ("cuda",)
+    settings: ClassVar[Mapping[str, Setting]] = SETTINGS
 
     def __init__(self, trt: Any, engine: Any, spec: GeneratorSpec, device: _cuda.Device, *, cuda_graph: bool) -> None:
         super().__init__()
@@ -159,29 +165,28 @@ class TensorRtRunner(Runner):
         return _cuda.unavailable()
 
     @classmethod
-    def open(
+    def _open(
         cls,
         path: Path,
         spec: GeneratorSpec,
-        *,
-        device: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        requires: Mapping[str, str] | None = None,
+        device: str | None,
+        settings: Mapping[str, Any],
+        requires: Mapping[str, str],
     ) -> Self:
-        """Preflight, then deserialise an engine; see :meth:`Runner.open`."""
-        chosen = check_settings(cls.backend, settings, SETTINGS)
-        if device == "cpu":
-            raise BackendUnavailableError("device cpu: TensorRT runs on GPUs; use the onnx file with onnxruntime")
-        index = device_index(device) or 0
-        flavour = preflight(path, requires or {}, gpu_or_reason(index), installed())
-        trt = _import(flavour)
-        owner = _cuda.Device(index)
+        """Deserialise an engine."""
+        trt = _import(_flavour(requires, installed()))
+        owner = _cuda.Device(device_index(device) or 0)
         engine, owners = _deserialise(trt, path)
         inputs, outputs = _signature(trt, engine)
         check_signature(spec, inputs, outputs, path)
-        runner = cls(trt, engine, spec, owner, cuda_graph=chosen.get("cuda_graph", True))
+        runner = cls(trt, engine, spec, owner, cuda_graph=settings.get("cuda_graph", True))
         runner._owners = owners
         return runner
+
+    @classmethod
+    def preflight(cls, path: Path, requires: Mapping[str, str], device: str | None) -> None:
+        """What the engine needs beside what is here: see :func:`preflight`."""
+        preflight(path, requires, gpu_or_reason(device_index(device) or 0), installed())
 
     def prepare(self, feeds: Feeds) -> None:
         """Copy the inputs to the device; on new shapes, choose the profile and size the buffers."""

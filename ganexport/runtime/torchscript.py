@@ -20,17 +20,16 @@ class TorchScriptRunner(TorchRunner):
     formats: ClassVar[tuple[str, ...]] = ("torchscript",)
 
     @classmethod
-    def open(
+    def _open(
         cls,
         path: Path,
         spec: GeneratorSpec,
-        *,
-        device: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        requires: Mapping[str, str] | None = None,
+        device: str | None,
+        settings: Mapping[str, Any],
+        requires: Mapping[str, str],
     ) -> Self:
-        """Load a TorchScript file (it is code: its hash was checked first); see :meth:`Runner.open`."""
-        torch, where = open_torch(path, device, settings, cls.backend)
+        """A TorchScript file (it is code: its hash was checked first)."""
+        torch, where = open_torch(device, settings)
         try:
             with warnings.catch_warnings():
                 # torch deprecates TorchScript as a whole; who opens such a file has already chosen it.

@@ -54,12 +54,9 @@ def open_generator(path: Path, settings: EngineSettings) -> Generator:
     generator = load(path, settings.backend, settings.device, precision=settings.precision)
     if settings.threads is None or generator.device != "cpu" or generator.backend not in _THREADED:
         return generator
-    own = dict(generator.file.settings) if generator.file else {}
-    if own.pop("backend", generator.backend) != generator.backend:
-        own = {}
     generator.close()
-    own["threads"] = settings.threads
-    return load(path, generator.backend, "cpu", precision=settings.precision, settings=own)
+    threads = {"threads": settings.threads}
+    return load(path, generator.backend, "cpu", precision=settings.precision, settings=threads)
 
 
 def pictures(spec: GeneratorSpec, outputs: dict[str, Array]) -> Array:

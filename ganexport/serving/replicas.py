@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from typing import Any
 
-from ganexport.errors import BackendUnavailableError, MissingDependencyError
+from ganexport.cluster import QUIET, join, load_ray
 from ganexport.serving.drawing import Job
 from ganexport.serving.engine import Answer, Engine, EngineSettings
 from ganexport.serving.gateway import ReplicaLostError
@@ -37,13 +36,9 @@ class RayReplicas:
     ) -> None:
         self._metrics = metrics
         self._embedded = address is None
-        # Unless told otherwise Ray reports usage to its makers; nothing of ours calls home.
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        try:
-            import ray
-            from ray import serve
-        except ImportError:
-            raise MissingDependencyError("serving needs Ray Serve: pip install 'ganexport[serve]'") from None
+        ray = load_ray("serving", "serve")
+        from ray import serve
+
         self._ray, self._serve = ray, serve
         # Its remarks are not JSON; what matters of them is an error here.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -96,38 +91,17 @@ def _wants_gpu(settings: EngineSettings) -> bool:
     return bool(settings.device and settings.device.startswith("cuda"))
 
 
-def _reach(address: str) -> None:
-    """Refuse an address where nothing listens; Ray itself would go on trying for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto" and the like: Ray finds it
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise BackendUnavailableError(
-            f"no Ray cluster answers at {address}: {error}; start one with: ray start --head"
-        ) from None
-
-
 def _connect(ray: Any, address: str | None, replicas: int, settings: EngineSettings) -> None:
     # Stated thread counts are kept; otherwise Ray would pin each replica to one.
     threads = str(settings.threads or max(1, (os.cpu_count() or 1) // replicas))
     variables = {"OMP_NUM_THREADS": threads}
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "ganexport"}
     if address is not None:
-        _reach(address)
-        try:
-            ray.init(address=address, runtime_env={"env_vars": variables}, **common)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise BackendUnavailableError(
-                f"no Ray cluster can be joined at {address}: {str(error).strip().splitlines()[0]}; "
-                "start one with: ray start --head"
-            ) from None
+        join(ray, address, variables)
         return
     variables["PYTHONPATH"] = python_path()
     ray.init(
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         runtime_env={"env_vars": variables},
-        **common,
+        **QUIET,
     )

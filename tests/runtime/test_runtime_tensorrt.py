@@ -84,7 +84,7 @@ def test_a_real_engine_is_passed_over_without_a_gpu_or_runs_on_one(tmp_path):
 
 
 def test_the_processor_is_refused():
-    with pytest.raises(BackendUnavailableError, match="TensorRT runs on GPUs"):
+    with pytest.raises(BackendUnavailableError, match="device cpu: tensorrt does not run on cpu, only on cuda"):
         TensorRtRunner.open(None, tiny_generators.image_spec(), device="cpu")
     with pytest.raises(UsageError, match="cuda_graphs"):
         TensorRtRunner.open(None, tiny_generators.image_spec(), settings={"cuda_graphs": True})
