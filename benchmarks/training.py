@@ -1,6 +1,6 @@
 """Training in wall-clock: the usual eager fp32 loop against ``--tune`` on this machine.
 
-    python -m benchmarks.training [--recipes dcgan-mnist,wgan-gp-mnist] [--rounds 4] [--seconds 2.5] [--minutes 14]
+    python -m benchmarks.training [--recipes dcgan-mnist,wgan-gp-mnist] [--rounds 4] [--seconds 1.5] [--minutes 14]
 
 For every recipe the tuner is asked once, in a process of its own. Then two processes train it, one of them at a time
 and taken in turn, round after round, the same number of steps: the usual loop (``benchmarks/_plain_loop.py``: plain
@@ -219,7 +219,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.training", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipes", default=",".join(RECIPES))
     parser.add_argument("--rounds", type=int, default=4, help="turns of each of the two")
-    parser.add_argument("--seconds", type=float, default=2.5, help="of the usual loop in a round")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of the usual loop in a round")
     parser.add_argument("--frechet", default="dcgan-mnist", help="recipes trained to their end both ways")
     parser.add_argument(
         "--steps-left",
