@@ -17,6 +17,7 @@ from ganexport.bench.table import (
     columns,
     conditions,
     groups,
+    remarks_of,
     summary_columns,
     summary_notes,
 )
@@ -28,7 +29,7 @@ _STYLE = """
 @media (prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#a4abb6;--paper:#15171a;--panel:#1f2226;--line:#363b42;
 --bad:#ff8a80;--c0:#5ab4f0;--c1:#ff9a66;--c2:#4fcf9f;--c3:#e79bd0;--c4:#e3b93c;--c5:#9bdcff;--c6:#b3a6ff;--c7:#b4bcc8}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1100px;margin:0 auto;padding:24px 20px 60px}h1{font-size:1.6rem;margin:0 0 4px}
+main{max-width:1240px;margin:0 auto;padding:24px 20px 60px}h1{font-size:1.6rem;margin:0 0 4px}
 h2{font-size:1.15rem;margin:34px 0 8px}.soft{color:var(--soft)}.bad{color:var(--bad);font-weight:600}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:4px 7px;font-size:14px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
@@ -36,10 +37,11 @@ th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:6
 .notes{background:var(--panel);border-left:4px solid var(--c1);padding:8px 14px;margin:14px 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:18px}
 figure{margin:0;background:var(--panel);border-radius:8px;padding:12px}figcaption{font-weight:600;margin-bottom:6px}
-svg.chart{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12px}svg .label{fill:var(--ink)}
+svg.chart{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:12.5px}svg .label{fill:var(--ink)}
 .grid{stroke:var(--line);stroke-width:1}.axis{stroke:var(--soft);fill:none}polyline{fill:none;stroke-width:2}
 .legend{list-style:none;margin:8px 0 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 16px;font-size:.85rem}
 .legend svg{margin-right:6px}.legend line{stroke-width:3}code{background:var(--panel);padding:2px 5px;border-radius:4px}
+ul.marked li::marker{content:"* "}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px}dt{color:var(--soft)}dd{margin:0}
 """ + "".join(
     f"line.c{i},polyline.c{i}{{stroke:var(--c{i})}}circle.c{i}{{fill:var(--c{i})}}" for i in range(svg.COLOURS)
@@ -70,12 +72,12 @@ def _section(scenario: str, title: str, members: Sequence[Line]) -> str:
     missing = "".join(
         f"<li>{escape(line.name)}: {escape(line.unavailable)}</li>" for line in members if line.unavailable
     )
-    remarks = "".join(f"<li>* {escape(line.name)}: {escape(r)}</li>" for line in members for r in line.remarks)
+    remarks = "".join(f"<li>{escape(names)}: {escape(remark)}</li>" for names, remark in remarks_of(members))
     caption = CAPTIONS.get(scenario, "")
     return (
         f'<h2>{escape(title)} <span class="soft">{escape(caption)}</span></h2>'
         + _table(columns(scenario, members), measured)
-        + (f'<ul class="soft">{remarks}</ul>' if remarks else "")
+        + (f'<ul class="soft marked">{remarks}</ul>' if remarks else "")
         + (f'<p class="soft">Not run:</p><ul class="soft">{missing}</ul>' if missing else "")
     )
 
@@ -163,6 +165,10 @@ def _load_chart(rows: Sequence[Measurement], colours: dict[str, int]) -> str:
         points = sorted((t["rate"], t["p99_ns"] / 1e6) for t in trials)
         curves.append(svg.Curve(name, points, index=colours[name]))
     limits = {row.conditions.get("slo_ms") for row in rows if row.facts.get("trials")}
+    rates = [x for curve in curves for x, _ in curve.points]
+    for value in sorted(v for v in limits if v) if rates else ():
+        line = [(min(rates), float(value)), (max(rates), float(value))]
+        curves.append(svg.Curve(f"limit {value:g} ms", line, marks=False, index=len(colours)))
     limit = f" (limit {', '.join(f'{v:g} ms' for v in limits if v)})" if limits else ""
     return svg.chart(
         f"Latency under load{limit}", curves, x_label="requests a second", y_label="p99 latency, ms", log_y=True
@@ -180,12 +186,18 @@ def _roofline_chart(report: Report, colours: dict[str, int]) -> str:
     curves = [svg.Curve(name, sorted(found), line=False, index=colours[name]) for name, found in points.items()]
     everything = [x for found in points.values() for x, _ in found]
     low, high = min(everything) / 4, max(everything) * 4
-    for kind, peak in report.environment.get("peaks", {}).items():
-        for number, (precision, rate) in enumerate(peak["gemm"].items()):
-            ridge = rate / peak["copy"]
-            span = sorted({low, high, *([ridge] if low < ridge < high else [])})
-            roof = [(x, min(rate, x * peak["copy"]) / 1e9) for x in span]
-            curves.append(svg.Curve(f"roof: {kind} {precision}", roof, marks=False, index=len(colours) + number))
+    machines: dict[str, Any] = report.environment.get("machines") or {"": report.environment}
+    roofs = [
+        (f"{f'{machine} ' if machine else ''}{kind} {precision}", rate, peak["copy"])
+        for machine, environment in machines.items()
+        for kind, peak in environment.get("peaks", {}).items()
+        for precision, rate in peak["gemm"].items()
+    ]
+    for number, (name, rate, copy) in enumerate(roofs):
+        ridge = rate / copy
+        span = sorted({low, high, *([ridge] if low < ridge < high else [])})
+        roof = [(x, min(rate, x * copy) / 1e9) for x in span]
+        curves.append(svg.Curve(f"roof: {name}", roof, marks=False, index=len(colours) + number))
     return svg.chart(
         "Roofline: operations reached against what this machine can do",
         curves,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 720, 380
+WIDTH, HEIGHT = 560, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 14, 52
 #: Number of colours in the page's palette; further lines are dashed.
 COLOURS = 8
@@ -165,7 +165,7 @@ def _grid(x: Axis, y: Axis) -> list[str]:
 def _labels(x_label: str, y_label: str) -> list[str]:
     middle = (_TOP + HEIGHT - _BOTTOM) / 2
     return [
-        f'<text class="label" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
+        f'<text class="label" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
         f"{escape(x_label)}</text>",
         f'<text class="label" transform="translate(16 {middle}) rotate(-90)" text-anchor="middle">'
         f"{escape(y_label)}</text>",

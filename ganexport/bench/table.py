@@ -104,6 +104,7 @@ _SUMMARY = (
     Column("candidate", lambda line: line.name),
     Column("best batch", lambda line: f"{line.batch:,}"),
     Column("images/s", lambda line: _rate(line.throughput)),
+    _PARITY,
     Column("images a dollar", lambda line: "–" if line.items_per_dollar is None else f"{line.items_per_dollar:,.0f}"),
     Column("J/1000 images", lambda line: "–" if line.joules_per_1000 is None else f"{line.joules_per_1000:.3g}"),
     Column("cores", lambda line: "–" if line.cores is None else f"{line.cores:.1f}", 1),
@@ -174,6 +175,15 @@ def fitting(chosen: Sequence[Column], lines: Sequence[Line], width: int) -> tupl
     return tuple(kept)
 
 
+def remarks_of(lines: Sequence[Line]) -> list[tuple[str, str]]:
+    """(candidates, remark) of a table: what holds for several is said once."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        for remark in line.remarks:
+            found.setdefault(remark, []).append(line.name)
+    return [(", ".join(names), remark) for remark, names in found.items()]
+
+
 def print_report(report: Report, console: Any, *, baseline: str | None = None) -> None:
     """Print every cell's table, the rows that could not be run, remarks, the summary and notes.
 
@@ -191,8 +201,8 @@ def print_report(report: Report, console: Any, *, baseline: str | None = None) -
         for line in members:
             if line.unavailable:
                 console.print(f"  not run: {line.name}: {line.unavailable}", markup=False)
-            for remark in line.remarks:
-                console.print(f"  * {line.name}: {remark}", markup=False)
+        for names, remark in remarks_of(members):
+            console.print(f"  * {names}: {remark}", markup=False)
         console.print()
     best = best_batches(lines)
     if best:
@@ -236,7 +246,7 @@ def to_markdown(report: Report, *, baseline: str | None = None) -> str:
         parts += _markdown_table(columns(scenario, members), [line for line in members if not line.unavailable])
         parts.append("")
         parts += [f"- not run: {line.name}: {_escape(line.unavailable)}" for line in members if line.unavailable]
-        parts += [f"- \\* {line.name}: {remark}" for line in members for remark in line.remarks]
+        parts += [f"- \\* {names}: {remark}" for names, remark in remarks_of(members)]
         if parts[-1]:
             parts.append("")
     best = best_batches(lines)

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from ganexport.bench import svg
+from ganexport.bench.compare import merge_reports
 from ganexport.bench.cost import with_price
 from ganexport.bench.digest import speedup_words
 from ganexport.bench.html import to_html
@@ -163,6 +164,15 @@ def test_copies_energy_and_disturbances_are_shown_where_there_are_any():
     assert "energy: not available" in plain
     assert "J/1000" not in plain
     assert "to device" not in plain
+
+
+def test_a_merged_report_has_every_machines_roof_and_says_what_holds_for_several_once():
+    report = full_report()
+    other = msgspec.structs.replace(report, environment={**report.environment, "cpu": {"model": "Other"}})
+    page = to_html(merge_reports([report, other]))
+    assert page.count("roof: ") == 2
+    rows = tuple(measured(name, 2.0, cpu={"others_cores": 1.3}) for name in ("a", "b"))
+    assert "a, b: other processes used 1.3 cores meanwhile" in to_markdown(Report(1, "t", {}, rows))
 
 
 def test_the_best_batch_is_found():
