@@ -143,8 +143,8 @@ def _detailed(machine: str, comparisons: Sequence[Comparison]) -> str:
     lines = [
         f"`{machine}`, medians in milliseconds a run:",
         "",
-        "| generator | batch | fastest stock fp32 | `--to auto` | times faster | without torch | `auto --precision fp32`"
-        " | times faster |",
+        "| generator | batch | fastest stock fp32 | `--to auto` | times faster | without torch | `--precision fp32` "
+        "| times faster |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in comparisons:

@@ -40,6 +40,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BATCHES = (1, 16, 64)
 #: Range of the batch that is converted and certified.
 RANGE = "1:16:64"
+#: What ``--all`` adds of ours.
+EACH = (("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("onnx", "int8"), ("openvino", "int8"))
 OURS = "ganexport"
 AUTO, AUTO_FP32 = f"{OURS} auto", f"{OURS} auto fp32"
 DEFAULT = ("dcgan-64", "resnet-64", "stylegan2-64")
@@ -136,13 +138,7 @@ def ours(model: str, folder: Path, wanted: Callable[[str], bool], *, everything:
     for name, precision in ((AUTO, "auto"), (AUTO_FP32, "fp32")):
         if wanted(name):
             yield _auto(name, function, folder, precision)
-    for kind, precision in () if not everything else (
-        ("onnx", "fp32"),
-        ("openvino", "fp32"),
-        ("openvino", "bf16"),
-        ("onnx", "int8"),
-        ("openvino", "int8"),
-    ):
+    for kind, precision in EACH if everything else ():
         backend = {"onnx": "onnxruntime"}.get(kind, kind)
         name = f"{OURS} {backend} {precision}"
         target = folder / f"{kind}-{precision}"
@@ -150,9 +146,7 @@ def ours(model: str, folder: Path, wanted: Callable[[str], bool], *, everything:
             continue
         say(f"  converting: {name}")
         try:
-            artifact = convert(
-                function, to=[kind], batch=RANGE, output=target, precision=precision, verify_budget=10.0
-            )
+            artifact = convert(function, to=[kind], batch=RANGE, output=target, precision=precision, verify_budget=10.0)
             file = artifact.find(kind, precision)
         except (GanExportError, ImportError) as error:
             yield _unavailable(name, error, who="ours", precision=precision)

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     import onnx
 
 
+#: Ways to rewrite a graph for int8 that the cost model cannot tell apart well enough: "" is its own choice.
+VARIANTS: dict[str, dict[str, dict[str, Any]] | None] = {
+    "": None,
+    "crop": {"conv-transpose": {"form": "crop"}, "upsample-conv": {"form": "crop"}},
+    "blur folded": {"fold-blur": {"always": True}},
+}
+
+
 class Wanted(Protocol):
     """The part of the settings that concerns building."""
 
@@ -142,7 +150,7 @@ class _Builder:
             yield from self._guarded("onnxruntime int8", backend, "int8", self._onnxruntime_int8, settings, opset)
 
     def _onnxruntime_int8(self, settings: dict[str, Any], requires: dict[str, str]) -> Iterator[Option]:
-        model, passes = self._int8("onnxruntime", None)
+        model, passes = self._int8("onnxruntime", "")
         file = self._save(model, "ort-int8", "generator.int8.onnx")
         yield Option("onnxruntime int8", "onnxruntime", "onnx", "int8", str(file), (), settings, passes, requires)
 
@@ -156,9 +164,17 @@ class _Builder:
             yield from self._guarded("openvino fp32", backend, "fp32", self._openvino_plain)
         if self._wants("bf16") and _has_bf16():
             yield from self._guarded("openvino bf16", backend, "bf16", self._openvino_bf16)
-        for form in (None, "crop") if self._wants("int8") else ():
-            name = "openvino int8" + (f" ({form})" if form else "")
-            yield from self._guarded(name, backend, "int8", self._openvino_int8, name, form)
+        for variant in self._variants("int8") if self._wants("int8") else ():
+            name = "openvino int8" + (f" ({variant})" if variant else "")
+            yield from self._guarded(name, backend, "int8", self._openvino_int8, name, variant)
+
+    def _variants(self, precision: str) -> list[str]:
+        """Names in :data:`VARIANTS` of the graphs worth building for OpenVINO: those that differ."""
+        found: dict[bytes, str] = {}
+        for name, options in VARIANTS.items():
+            model, _ = rewrite(self.model, Target("openvino", precision, self.batch), options=options)
+            found.setdefault(_structure(model), name)
+        return list(found.values())
 
     def _openvino_plain(self) -> Iterator[Option]:
         yield self._openvino("openvino fp32", self.model, (), "ov-fp32", "fp32", {})
@@ -173,9 +189,9 @@ class _Builder:
         if passes:
             yield self._openvino("openvino bf16 rewritten", model, passes, "ov-bf16r", "bf16", bf16)
 
-    def _openvino_int8(self, name: str, form: str | None) -> Iterator[Option]:
-        model, passes = self._int8("openvino", form)
-        folder = f"ov-int8-{form or 'chosen'}"
+    def _openvino_int8(self, name: str, variant: str) -> Iterator[Option]:
+        model, passes = self._int8("openvino", variant)
+        folder = f"ov-int8-{variant.replace(' ', '-') or 'chosen'}"
         made = self._openvino(name, model, passes, folder, "int8", {})
         yield made
         if _has_bf16():
@@ -193,11 +209,10 @@ class _Builder:
             {"threads": cores(), **settings}, (*passes, *built.passes), dict(built.requires),
         )  # fmt: skip
 
-    def _int8(self, backend: str, form: str | None) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    def _int8(self, backend: str, variant: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         from ganexport.build.quantize import quantize
 
-        options = {"conv-transpose": {"form": form}, "upsample-conv": {"form": form}} if form else None
-        model, passes = rewrite(self.model, Target(backend, "int8", self.batch), options=options)
+        model, passes = rewrite(self.model, Target(backend, "int8", self.batch), options=VARIANTS[variant])
         made = quantize(
             model, self.spec, samples=self.wanted.calibration_samples, min_psnr=self.wanted.min_psnr,
             wide_outputs=backend == "openvino", progress=self.say,
@@ -245,6 +260,11 @@ class _Builder:
 
     def _copy(self) -> Path:
         return self._save(self.model, "ort", "generator.onnx")
+
+
+def _structure(model: onnx.ModelProto) -> bytes:
+    """What tells two rewritten graphs of one model apart: operators, connections and attributes, not weights."""
+    return b"".join(node.SerializeToString(deterministic=True) for node in model.graph.node)
 
 
 def _has_bf16() -> bool:

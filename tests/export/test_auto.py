@@ -18,7 +18,7 @@ from ganexport.build import onnx_file
 from ganexport.errors import ParityError, UsageError
 from ganexport.export import auto as module
 from ganexport.export.auto import Search, Settings, auto
-from ganexport.export.auto_candidates import Option, cores, with_threads
+from ganexport.export.auto_candidates import Option, _Builder, cores, with_threads
 from ganexport.seeding import latents
 from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec
 
@@ -113,6 +113,33 @@ def test_load_runs_the_winner_with_its_settings(published: Artifact, source: Pat
         got, wanted = fast.run(feeds)["image"], truth.run(feeds)["image"]
     error = np.mean((got - wanted) ** 2)
     assert 10 * np.log10(4.0 / (error + 1e-20)) >= 35.0
+
+
+def blurred() -> onnx.ModelProto:
+    """A transposed convolution as StyleGAN2 has it, the blur behind it."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.standard_normal((64, 64, 3, 3)).astype(np.float32),
+        "k": rng.standard_normal((64, 1, 4, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w"], ["c"], strides=[2, 2]),
+        helper.make_node("Conv", ["c", "k"], ["y"], group=64, pads=[1, 1, 1, 1]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64, 16, 16])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64, 32, 32])
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_only_graphs_that_differ_are_built(source: Path, tmp_path: Path) -> None:
+    def variants(model: onnx.ModelProto) -> list[str]:
+        return _Builder(model, source, SPEC, tmp_path, 4, QUICK, print)._variants("int8")
+
+    assert "blur folded" in variants(blurred())
+    assert "blur folded" not in variants(onnx.load(source))
+    assert variants(onnx.load(source))[0] == ""
 
 
 def test_one_precision_only(source: Path, tmp_path: Path) -> None:
