@@ -70,6 +70,7 @@ def pack(run: Path, data: str, count: int, sets: list[str]) -> None:
         sys.exit(f"{run} is not a run of {folder.name}: {'; '.join(different)}")
     half = {name: _half(tensor).contiguous() for name, tensor in loaded.module.state_dict().items()}
     save_file(half, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # the library makes it its owner's alone
     lines = [line for line in read_metrics(run) if "images_per_second" in line]
     rates = [line["images_per_second"] for line in lines]
     batch, steps = loaded.recipe["training"]["batch_size"], loaded.step
