@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ganexport.artifact import FORMATS, MANIFEST, Artifact, ArtifactFile
 from ganexport.bench.factories import TORCH_MODES
+from ganexport.build.rehearse import rehearse
 from ganexport.environment import gpus
 from ganexport.errors import ArtifactError, UsageError, unknown_name
 from ganexport.measure.candidate import Candidate
@@ -95,6 +96,7 @@ def _of_source(source: str, choice: _Choice) -> Iterator[Candidate]:
             raise UsageError(
                 f"{source}: only .onnx files can be measured alone; for others name the artifact that holds them"
             )
+        rehearse(path)  # of unknown origin: a child process reads it first
         spec = onnx_spec(path, choice.inputs, choice.dims)
         yield from _of_file("onnx", _onnx_precision(path), choice, path=path, spec=spec)
         return

@@ -93,13 +93,16 @@ def require_torch(why: str) -> Any:
     return torch
 
 
-def open_source(source: Any, description: Description, precision: str = "fp32") -> TorchSource | GraphSource:
+def open_source(
+    source: Any, description: Description, precision: str = "fp32", formats: Sequence[str] = ()
+) -> TorchSource | GraphSource:
     """Find out what ``source`` is and open it.
 
     Args:
         source: A path, a name, ``package.module:factory``, or an ``nn.Module``.
         description: What the user says about it.
         precision: Wanted; it selects among an artifact's ONNX files.
+        formats: Wanted; a lone file is first read in a child process by each library that they need.
 
     Raises:
         UsageError: It is none of those, or its inputs are not described.
@@ -111,8 +114,11 @@ def open_source(source: Any, description: Description, precision: str = "fp32") 
     path = Path(text)
     if path.is_dir() and (path / MANIFEST).is_file():
         return _from_artifact(path, description, precision)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         _refuse_torch_options(description, text)
+        from ganexport.build.rehearse import rehearse
+
+        rehearse(path, formats)
         return GraphSource(path, Provenance(source=path.name))
     if _FACTORY.match(text) and not path.exists():
         return _from_factory(text, description)

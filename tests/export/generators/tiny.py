@@ -131,6 +131,30 @@ class ReadsFlag(Trap):
         return h * 2 if self.flag else h
 
 
+class Warps(nn.Module):
+    """Moves a picture [batch, 3, h, w] over a grid of its own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        batch, _, height, width = x.shape
+        y, z = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, steps=width), indexing="ij")
+        grid = torch.stack([z * 0.9, y * 0.8], -1).unsqueeze(0).repeat(batch, 1, 1, 1)
+        return torch.tanh(self.last(F.grid_sample(x, grid, align_corners=True, padding_mode="border")))
+
+
+class AutocastsItself(Trap):
+    """Computes in bfloat16 whatever it is asked."""
+
+    def forward(self, z):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            image = super().forward(z)
+        return image.float()
+
+
 def number() -> int:
     return 3
 

@@ -1,0 +1,43 @@
+"""``torch.linspace`` over a symbolic number of steps, from ``arange``: the operator itself fixes the number.
+
+Generators that warp or encode positions build their grids with it, from the size of their input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class SymbolicLinspace(TorchFunctionMode):
+    """start + i (end - start) / (steps - 1) for i in arange(steps), where steps is symbolic.
+
+    Attributes:
+        count: How many calls were rewritten.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Called by torch for every function."""
+        kwargs = kwargs or {}
+        if func is not torch.linspace:
+            return func(*args, **kwargs)
+        given = dict(zip(("start", "end", "steps"), args, strict=False)) | kwargs
+        steps = given.get("steps")
+        if not isinstance(steps, torch.SymInt) or given.get("out") is not None:
+            return func(*args, **kwargs)
+        self.count += 1
+        dtype = given.get("dtype") or torch.get_default_dtype()
+        index = torch.arange(steps, device=given.get("device"))
+        # One step is the start itself; the last step of several is the end to the bit, as torch has it.
+        last = torch.sym_max(steps - 1, 1)
+        start, end = given["start"], given["end"]
+        step = (end - start) / last
+        forward = start + index * step
+        backward = end - (steps - 1 - index) * step
+        return torch.where(index < (steps + 1) // 2, forward, backward).to(dtype)
