@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ganexport.build.options import BuildOptions
 from ganexport.errors import UsageError
 from ganexport.export import formats
 from ganexport.export.source import Description, TorchSource, open_source
-from ganexport.spec import BATCH, Dim, TensorSpec, parse_call, parse_dim, parse_input, parse_output
+from ganexport.spec import BATCH, Dim, GeneratorSpec, TensorSpec, parse_call, parse_dim, parse_input, parse_output
 
 #: In the place of a format: whatever is fastest here.
 AUTO = "auto"
@@ -188,6 +189,20 @@ def split(
     return convert_split(opened, description, wanted, settings, Path(output), mapping, progress or (lambda _text: None))
 
 
+def _source_spec(spec: GeneratorSpec | None, noise: str) -> GeneratorSpec | None:
+    """An artifact's spec without the inputs that ``--noise input`` added."""
+    if spec is None or noise != "input":
+        return spec
+    kept = tuple(tensor for tensor in spec.inputs if not re.fullmatch(r"noise_\d+_*", tensor.name))
+    return msgspec.structs.replace(spec, inputs=kept)
+
+
+def _declared(spec: GeneratorSpec | None) -> tuple[tuple[str, tuple[float, float], str | None], ...]:
+    """The outputs of a spec in the words of ``--output``; bytes have lost the range of the values behind them."""
+    outputs = spec.outputs if spec is not None else ()
+    return tuple((t.name, t.range, t.layout) for t in outputs if t.range is not None and t.dtype != "uint8")
+
+
 #: Arguments of :func:`describe`.
 _DESCRIBED = ("inputs", "outputs", "dims", "batch", "weights", "weights_key", "call")
 
@@ -236,8 +251,16 @@ def describe(
     )
 
 
-def open_reference(source: Any, *, uint8: bool = False, **description: Any) -> Any:
+def open_reference(
+    source: Any, *, uint8: bool = False, assumed: GeneratorSpec | None = None, **description: Any
+) -> Any:
     """The source as something that runs: the truth for ``verify --against``.
+
+    Args:
+        source: As for :func:`convert`.
+        uint8: Whether images leave as bytes.
+        assumed: Inputs, ranges and names of outputs of a module that are not described.
+        description: As for :func:`convert`.
 
     Raises:
         As :func:`convert`.
@@ -245,14 +268,13 @@ def open_reference(source: Any, *, uint8: bool = False, **description: Any) -> A
     noise = description.pop("noise", "error")
     truncation = description.pop("truncation", None)
     mapping = description.pop("mapping", None)
-    described = describe(**description)
+    described = msgspec.structs.replace(describe(**description), assumed=_source_spec(assumed, noise))
     opened = open_source(source, described)
     if isinstance(opened, TorchSource):
         from ganexport.export.prepared import prepare
 
-        prepared = prepare(
-            opened, declared=described.outputs, noise=noise, truncation=truncation, mapping=mapping, uint8=uint8
-        )
+        declared = described.outputs or _declared(described.assumed)
+        prepared = prepare(opened, declared=declared, noise=noise, truncation=truncation, mapping=mapping, uint8=uint8)
         return prepared.reference
     from ganexport.export.from_graph import GraphReference
 

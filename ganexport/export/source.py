@@ -32,6 +32,7 @@ class Description(msgspec.Struct, frozen=True):
         weights: Weights file of a factory's module.
         weights_key: Where the state is inside a nested checkpoint.
         call: Keyword arguments of every call.
+        assumed: Stands for what was not said (an artifact's spec, when its source is opened to verify it).
     """
 
     inputs: tuple[TensorSpec, ...] = ()
@@ -40,6 +41,7 @@ class Description(msgspec.Struct, frozen=True):
     weights: Path | None = None
     weights_key: str | None = None
     call: dict[str, Any] = {}
+    assumed: GeneratorSpec | None = None
 
 
 class TorchSource:
@@ -249,7 +251,9 @@ def _from_module(module: Any, description: Description, name: str, spec: Generat
         load_into(module, read_weights(description.weights), str(description.weights), description.weights_key)
     elif description.weights_key is not None:
         raise CheckpointError("--weights-key says where to look inside --weights, which is missing")
-    if spec is None:
+    if spec is None and not description.inputs and description.assumed is not None:
+        spec = _override_dims(msgspec.structs.replace(description.assumed, outputs=()), description.dims)
+    elif spec is None:
         if not description.inputs:
             raise UsageError(f"{name}: {_SPEC_FROM_SAMPLES}")
         spec = GeneratorSpec(description.inputs, (), _used_dims(description), name.rpartition(":")[2])

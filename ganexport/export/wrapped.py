@@ -15,6 +15,7 @@ from ganexport.export.prepare._location import innermost
 from ganexport.export.prepare.attention import FourDimensionalAttention
 from ganexport.export.prepare.autocast import without_autocast
 from ganexport.export.prepare.autograd_functions import plain_functions
+from ganexport.export.prepare.distributions import unchecked_distributions
 from ganexport.export.prepare.linspace import SymbolicLinspace
 from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
 from ganexport.export.prepare.randomness import Draw, Randomness
@@ -107,6 +108,7 @@ class Wrapped(torch.nn.Module):
             inputs, noise = inputs[: -self.noise_inputs], inputs[-self.noise_inputs :]
         with ExitStack() as stack:
             stack.enter_context(plain_functions())
+            stack.enter_context(unchecked_distributions())
             autocast = stack.enter_context(without_autocast())
             convolution = stack.enter_context(PerSampleConvolution()) if self.rewrite else None
             attention = stack.enter_context(FourDimensionalAttention()) if self.rewrite else None

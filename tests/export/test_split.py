@@ -15,6 +15,7 @@ from ganexport.errors import GanExportError, OutputError, UsageError
 from ganexport.export.convert import convert, split
 from ganexport.export.mapping import latent_moments
 from ganexport.export.source import TorchSource
+from ganexport.export.verify import verify
 
 from ganexport.artifact import Provenance  # isort: skip
 from ganexport.export.convert import describe  # isort: skip
@@ -62,6 +63,10 @@ def test_truncation_bakes_the_mean_latent_in(name, tmp_path):
     module = getattr(generators.styles, name)().eval()
     assert np.allclose(outputs["image"], by_hand(module, feeds["z"], 0.6), atol=1e-5)
     assert not np.allclose(outputs["image"], by_hand(module, feeds["z"], 1.0), atol=1e-2)
+    # The source need not be described again: inputs, sizes and ranges are the artifact's.
+    source = {"against": f"generators.styles:{name}", "budget": 2.0, "mapping": "to_w"}
+    assert verify(made.path, truncation=0.6, **source).passed
+    assert not verify(made.path, truncation=0.9, picture=tmp_path / "worst.png", **source).passed
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,11 @@ def test_inputs_stay_with_the_half_that_needs_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "path", "words"),
-    [("Twice", "to_w", "calls it 2 times"), ("Plain", "nothing", "no such sub-module"), ("Plain", "image.styles", "")],
+    [
+        ("Twice", "to_w", "calls it 2 times"),
+        ("Plain", "nothing", "no such sub-module"),
+        ("Plain", "image.styles", "running the module"),
+    ],
 )
 def test_a_cut_that_does_not_hold_is_refused(name, path, words, tmp_path):
     with pytest.raises(GanExportError, match=words):

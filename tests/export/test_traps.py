@@ -50,7 +50,15 @@ def test_a_trap_is_refused_with_file_line_and_fix(name, text, words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["FreshNoise", "LiveDropout", "GumbelNoise"])
+@pytest.mark.parametrize("name", ["NumpyNoise", "Counts"])
+@pytest.mark.parametrize("noise", ["error", "input"])
+def test_randomness_outside_torch_is_refused_before_anything_is_exported(name, noise, tmp_path):
+    with pytest.raises(ExportError, match=r"two outputs for the same input.*numpy or Python's random"):
+        export(name, tmp_path, noise=noise)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["FreshNoise", "LiveDropout", "GumbelNoise", "Reparametrised"])
 def test_noise_becomes_a_named_input(name, tmp_path):
     made = export(name, tmp_path, to=["onnx", "torchscript"], noise="input")
     assert [t.name for t in made.spec.inputs] == ["z", "noise_0"]

@@ -34,10 +34,9 @@ class SymbolicLinspace(TorchFunctionMode):
         self.count += 1
         dtype = given.get("dtype") or torch.get_default_dtype()
         index = torch.arange(steps, device=given.get("device"))
-        # One step is the start itself; the last step of several is the end to the bit, as torch has it.
-        last = torch.sym_max(steps - 1, 1)
+        last = index[-1:]  # a tensor: ONNX has no division of a symbolic size
         start, end = given["start"], given["end"]
-        step = (end - start) / last
-        forward = start + index * step
-        backward = end - (steps - 1 - index) * step
-        return torch.where(index < (steps + 1) // 2, forward, backward).to(dtype)
+        step = (end - start) / last.clamp(min=1).to(dtype)
+        # The first half counts from the start and the second from the end, as torch does: both are met to the bit.
+        forward, backward = start + index * step, end - (last - index) * step
+        return torch.where(index * 2 <= last, forward, backward).to(dtype)

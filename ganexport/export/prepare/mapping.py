@@ -51,34 +51,38 @@ def replace(module: nn.Module, path: str, made: nn.Module) -> None:
     module.get_submodule(parent)._modules[name] = made
 
 
-class _Through:
-    """Stands before a sub-module on the way to the mapping network, in its parent's attribute.
+class _Through(nn.Module):
+    """Stands in the place of a sub-module on the way to the mapping network.
 
-    No module is left by an exception, which an exporter that follows calls would take for a broken one: those on
-    the way run their ``forward`` alone, and the mapping network has returned when :class:`Reached` is raised.
+    Exporters follow the calls of modules, and one that is left by an exception breaks their account. Calling this one
+    is no such call: on the way a module's ``forward`` runs alone, and the mapping network has returned when
+    :class:`Reached` is raised.
     """
 
-    def __init__(self, module: nn.Module, stop: bool, path: str) -> None:
-        self.module, self.stop, self.path = module, stop, path
+    def __init__(self, inner: nn.Module, stop: bool, path: str) -> None:
+        super().__init__()
+        self.inner, self.stop, self.path = inner, stop, path
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("module", "stop", "path"):  # asked while being copied
-            raise AttributeError(name)
-        return getattr(self.module, name)
+        """The inner module's, where this one has none."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        """Run what stands behind, and stop where that was the mapping network."""
         if self.stop:
-            raise Reached(_one_tensor(self.module(*inputs, **keywords), self.path))
-        return self.module.forward(*inputs, **keywords)
+            raise Reached(_one_tensor(self.inner(*inputs, **keywords), self.path))
+        return self.inner.forward(*inputs, **keywords)
 
 
 def _stop_at(module: nn.Module, path: str) -> None:
     """Make ``module.forward`` end with :class:`Reached` as soon as the sub-module has answered."""
     names = path.split(".")
-    for depth, name in enumerate(names):
-        inner = module.get_submodule(name)
-        vars(module)[name] = _Through(inner, depth == len(names) - 1, path)  # found before the sub-module is
-        module = inner
+    for depth in range(len(names), 0, -1):  # from the inside, so that paths still hold
+        inside = ".".join(names[:depth])
+        replace(module, inside, _Through(module.get_submodule(inside), depth == len(names), path))
 
 
 def _one_tensor(value: Any, path: str) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """A small DCGAN-like generator (Radford et al. 2016, arXiv 1511.06434) and modules with one trap each."""
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -41,6 +42,26 @@ class LiveDropout(Trap):
 class GumbelNoise(Trap):
     def hidden(self, h):
         return h - torch.empty_like(h).exponential_().log()
+
+
+class NumpyNoise(Trap):
+    def hidden(self, h):
+        return h + torch.from_numpy(numpy.random.randn(16).astype("float32"))
+
+
+class Counts(Trap):
+    """Keeps state between calls."""
+
+    def hidden(self, h):
+        self.calls = getattr(self, "calls", 0) + 1
+        return h * self.calls
+
+
+class Reparametrised(Trap):
+    """The last step of an encoder: a sample from a distribution of torch.distributions."""
+
+    def hidden(self, h):
+        return torch.distributions.Normal(h, torch.ones_like(h) * 0.1).rsample()
 
 
 class RandomChoice(Trap):
