@@ -217,6 +217,7 @@ class Truncated(nn.Module):
     def __init__(self, inner: nn.Module, mean: torch.Tensor, psi: float) -> None:
         super().__init__()
         self.inner, self.psi = inner, psi
+        self.latent_mean: torch.Tensor
         self.register_buffer("latent_mean", mean)
 
     def __getattr__(self, name: str) -> Any:
