@@ -75,7 +75,7 @@ def test_truncation_bakes_the_mean_latent_in(name, tmp_path):
         ("Plain", {"truncation": 0.5}, "--mapping PATH"),
         ("WithArgument", {"truncation": 0.5}, "forward needs truncation_latent, the mean latent"),
         ("Plain", {"truncation": 0.5, "mapping": "style"}, "no such sub-module; there is: to_w, to_w.network"),
-        ("Plain", {"truncation": 0.5, "mapping": "image.last"}, None),
+        pytest.param("Plain", {"truncation": 0.5, "mapping": "image.last"}, None, marks=pytest.mark.slow),
         ("Plain", {"mapping": "to_w"}, "serves --truncation and --split"),
     ],
 )
