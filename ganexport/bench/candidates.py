@@ -13,6 +13,7 @@ import msgspec
 from ganexport.artifact import FORMATS, MANIFEST, Artifact, ArtifactFile
 from ganexport.bench.factories import TORCH_MODES
 from ganexport.bench.lone import SUFFIXES, Said
+from ganexport.build.rehearse import rehearse
 from ganexport.environment import gpus
 from ganexport.errors import ArtifactError, UsageError, unknown_name
 from ganexport.measure.candidate import Candidate
@@ -100,6 +101,7 @@ def _of_source(source: str, choice: _Choice, sources: Sequence[str]) -> Iterator
                 yield from _of_file(file.format, file.precision, choice, artifact=artifact, file=file)
         return
     if path.is_file() and path.suffix == ".onnx":
+        rehearse(path)  # of unknown origin: a child process reads it first
         spec = onnx_spec(path, choice.inputs, choice.dims)
         yield from _of_file("onnx", _onnx_precision(path), choice, path=path, spec=spec)
         return

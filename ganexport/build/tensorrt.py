@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,14 @@ def build(model: Path, spec: GeneratorSpec, folder: Path, precision: str, option
     network = builder.create_network(_network_flags(trt))
     _parse(trt, flavour, log, network, model)
     config = builder.create_builder_config()
-    _configure(trt, config, options)
+    _configure(trt, flavour, config, options)
     config.add_optimization_profile(_profile(builder, network, spec))
+    log.last = ""
     with _timing_cache(config, options.timing_cache):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(f"{flavour} {trt.__version__} cannot build {model.name}: {log.last or 'no reason given'}")
+        reason = _told(model, log.last or "no reason given", options)
+        raise ExportError(f"{flavour} {trt.__version__} cannot build {model.name}: {reason}")
     name = file_name("engine", precision)
     write_atomic(folder / name, bytes(plan))
     requires = {"flavour": flavour, "version": str(trt.__version__), "platform": _platform()}
@@ -92,6 +95,18 @@ def build(model: Path, spec: GeneratorSpec, folder: Path, precision: str, option
         f"{_describe_profile(spec)}",
     )
     return Built(name, (), requires, (f"{flavour} {trt.__version__} strongly-typed",), notes)
+
+
+def parse(model: Path) -> None:
+    """Parse an ONNX file and build nothing.
+
+    Raises:
+        MissingDependencyError, BackendUnavailableError, ExportError: As :func:`build`.
+    """
+    flavour, trt = load_library()
+    log = _logger(trt)
+    builder = _create_builder(trt, flavour, log)
+    _parse(trt, flavour, log, builder.create_network(_network_flags(trt)), model)
 
 
 def _logger(trt: Any) -> Any:
@@ -140,11 +155,11 @@ def _parse(trt: Any, flavour: str, log: Any, network: Any, model: Path) -> None:
         raise ExportError(f"{flavour} {trt.__version__} cannot parse {model.name}: {log.last or 'no reason given'}")
     where, description, node = reasons[0]
     origin = node_origin(model, str(node))
+    origin = f" from {origin}" if origin else "".join(f" ({told})" for told in _origins(model, description)[:1])
+    if description in ("", "false"):  # all that the parser says of an operator that it does not know
+        description = "an operator that this TensorRT does not have; write it with others"
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-    raise ExportError(
-        f"{flavour} {trt.__version__} cannot parse {where}{f' from {origin}' if origin else ''}: "
-        f"{description[:300]}{more}"
-    )
+    raise ExportError(f"{flavour} {trt.__version__} cannot parse {where}{origin}: {description[:300]}{more}")
 
 
 def _attribute(error: Any, name: str) -> Any:
@@ -163,7 +178,57 @@ def node_origin(model: Path, node: str) -> str:
     return ""
 
 
-def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
+def _origins(model: Path, text: str) -> list[str]:
+    """ "NAME is from net.py:12" for each node or tensor of the model that a message names."""
+    from ganexport.build.onnx_file import load_model, origin_of
+
+    places: dict[str, str] = {}
+    with contextlib.suppress(Exception):
+        for node in load_model(model).graph.node:
+            for name in (node.name, *node.input, *node.output):
+                if name and origin_of(node):
+                    places.setdefault(name, origin_of(node))
+    named = dict.fromkeys(word.rstrip(".:") for word in re.findall(r"[\w./:-]+", text))
+    return [f"{name} is from {places[name]}" for name in named if name in places][:3]
+
+
+def _told(model: Path, reason: str, options: BuildOptions) -> str:
+    """The builder's words, with where the nodes in them came from and what to do about them."""
+    text = "; ".join([reason, *_origins(model, reason)])
+    if options.workspace_mb is not None and "workspace" in reason.lower():
+        text += f"; raise --workspace (it is {options.workspace_mb} MiB) or leave it out"
+    return text
+
+
+def _refuse_on_rtx(options: BuildOptions) -> None:
+    """Options that TensorRT-RTX takes without a word, or with a warning, and does nothing with.
+
+    Raises:
+        UsageError: One of them was given.
+    """
+    refused = {
+        "--timing-cache": (
+            options.timing_cache is not None,
+            "TensorRT-RTX measures nothing while it builds (its timing cache is a no-op): leave it out",
+        ),
+        "--version-compatible": (
+            options.version_compatible,
+            "TensorRT-RTX has no lean runtime to load such engines with: rebuild after an upgrade, in seconds",
+        ),
+        "--hardware-compatible": (
+            options.hardware_compatible,
+            "a TensorRT-RTX engine fits every GPU generation it knows unless --compute-capability names fewer: "
+            "leave it out",
+        ),
+    }
+    for name, (given, reason) in refused.items():
+        if given:
+            raise UsageError(f"{name}: {reason}")
+
+
+def _configure(trt: Any, flavour: str, config: Any, options: BuildOptions) -> None:
+    if flavour == "tensorrt_rtx":
+        _refuse_on_rtx(options)
     if options.builder_level is not None:
         if not 0 <= options.builder_level <= 5:
             raise UsageError(f"builder level {options.builder_level}: TensorRT has 0 to 5")
@@ -193,7 +258,7 @@ def _target(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
     for index, text in enumerate(capabilities):
         name = "SM" + text.replace(".", "").upper().removeprefix("SM")
         if name not in known:
-            readable = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(known))
+            readable = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in sorted(known, key=lambda n: int(n[2:])))
             raise UsageError(f"compute capability {text!r} is not one of TensorRT-RTX's: {readable}")
         config.set_compute_capability(known[name], index)
 

@@ -15,6 +15,8 @@ Examples:
   ganexport convert runs/mnist --to onnx --to trt -o artifact
   ganexport convert mynet:make --weights g.safetensors --input "z=normal[batch,512]" \\
       --output "image=[-1,1]:NCHW" --batch 1:8:64 --to onnx -o artifact
+  ganexport convert mynet:make --input "z=normal[batch,512]" --mapping style --truncation 0.7 --split \\
+      --to onnx -o parts
   ganexport convert artifact --to trt -o artifact        (on the machine that runs it; no torch)
   ganexport convert artifact --to auto -o fastest        (measures what this machine can run)
 """
@@ -60,6 +62,12 @@ Examples:
     help="Random numbers drawn inside forward: error, input or constant.",
 )
 @click.option("--truncation", type=float, help="Truncation to bake into the graph.")
+@click.option(
+    "--mapping",
+    metavar="PATH",
+    help="The sub-module that maps z to w, for --truncation (its mean latent is baked in) and --split.",
+)
+@click.option("--split", is_flag=True, help="Write ARTIFACT/mapping (z to w) and ARTIFACT/synthesis (w to the image).")
 @click.option("--output-dtype", metavar="DTYPE", help="uint8: the image leaves the graph as NHWC bytes.")
 @click.option("--opset", type=click.IntRange(17, 23), default=20, show_default=True, help="ONNX opset.")
 @click.option("--builder-level", type=click.IntRange(0, 5), help="TensorRT's effort, 0 to 5.")
@@ -104,7 +112,7 @@ def command(
     source: str, formats: tuple[str, ...], given: tuple[str, ...], as_json: bool, workspace: int | None,
     capabilities: tuple[str, ...], opset: int, builder_level: int | None, timing_cache: Path | None,
     version_compatible: bool, hardware_compatible: bool, keep_fp32: tuple[str, ...], calibration_samples: int,
-    **settings: Any,
+    split: bool, mapping: str | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Export SOURCE with proof that every file makes the same images.
 
@@ -120,11 +128,27 @@ def command(
     console = remarks()
     say = console.print if console.is_terminal or not as_json else None
     output, outputs = split_outputs(given)
-    artifact = convert(source, to=formats, output=output, outputs=outputs, options=options, progress=say, **settings)
+    common: dict[str, Any] = {
+        "to": formats, "output": output, "outputs": outputs, "options": options, "progress": say, **settings,
+    }  # fmt: skip
+    made = _split(source, mapping, common) if split else (convert(source, mapping=mapping, **common),)
     if as_json:
-        print_json(artifact.manifest)
+        print_json([artifact.manifest for artifact in made] if split else made[0].manifest)
         return
-    show(artifact)
+    for artifact in made:
+        show(artifact)
+
+
+def _split(source: str, mapping: str | None, common: dict[str, Any]) -> tuple[Any, ...]:
+    from ganexport.errors import UsageError
+    from ganexport.export.convert import split
+
+    if mapping is None:
+        raise UsageError("--split cuts behind the network that maps z to w: name it, --mapping PATH")
+    for name, unset in (("optimize_for", "balanced"), ("bench_batches", ()), ("allow_torch", False)):
+        if common.pop(name) != unset:
+            raise UsageError(f"--{name.replace('_', '-')} belongs to --to auto, which --split does not take")
+    return split(source, mapping, **common)
 
 
 def split_outputs(given: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ganexport.cli._console import json_option, print_json, results
-from ganexport.errors import ArtifactError
+from ganexport.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from ganexport.artifact import ArtifactFile
@@ -19,24 +19,47 @@ EXAMPLES = """
 \b
 Examples:
   ganexport inspect digits
+  ganexport inspect digits --layers
+  ganexport inspect --diff digits digits-int8
   ganexport inspect generator.onnx --json
 """
 
 
 @click.command("inspect", epilog=EXAMPLES)
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PATH [OTHER]", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--diff", is_flag=True, help="Show what PATH and OTHER do not share.")
+@click.option("--layers", is_flag=True, help="List every layer with its precision and the line it came from.")
 @json_option
-def command(path: Path, as_json: bool) -> None:
+def command(paths: tuple[Path, ...], diff: bool, layers: bool, as_json: bool) -> None:
     """Show what PATH holds: an artifact's folder, a training run, or a lone .onnx file."""
-    found = examine(path)
-    if as_json:
-        print_json(found)
+    if len(paths) != (2 if diff else 1):
+        raise UsageError(
+            f"--diff compares two paths, got {len(paths)}"
+            if diff
+            else "inspect shows one path; --diff compares two: ganexport inspect --diff A B"
+        )
+    found = [examine(path, layers=layers) for path in paths]
+    if diff:
+        from ganexport.cli._difference import difference
+        from ganexport.cli._difference import show as show_difference
+
+        result = difference(*found)
+        if as_json:
+            print_json(result)
+        else:
+            show_difference(result, results())
+    elif as_json:
+        print_json(found[0])
     else:
-        {"artifact": _show_artifact, "onnx": _show_onnx, "run": _show_run}[found["kind"]](found)
+        {"artifact": _show_artifact, "onnx": _show_onnx, "run": _show_run}[found[0]["kind"]](found[0])
 
 
-def examine(path: Path) -> dict[str, Any]:
+def examine(path: Path, *, layers: bool = False) -> dict[str, Any]:
     """Everything ``inspect`` shows, by the kind of thing that lies there.
+
+    Args:
+        path: An artifact's folder, a run, or a lone .onnx file.
+        layers: Whether each layer is listed, not only counted.
 
     Raises:
         ArtifactError: Nothing there, or nothing that is known.
@@ -44,17 +67,17 @@ def examine(path: Path) -> dict[str, Any]:
     from ganexport.artifact import MANIFEST
 
     if path.is_file() and path.suffix.lower() == ".onnx":
-        return _examine_onnx(path)
+        return _examine_onnx(path, layers)
     if path.is_dir() and not (path / MANIFEST).is_file() and _is_run(path):
         return _examine_run(path)
-    return _examine_artifact(path)
+    return _examine_artifact(path, layers)
 
 
 def _is_run(path: Path) -> bool:
     return (path / "recipe.toml").is_file() or (path / "checkpoints").is_dir()
 
 
-def _examine_artifact(path: Path) -> dict[str, Any]:
+def _examine_artifact(path: Path, layers: bool) -> dict[str, Any]:
     import msgspec
 
     from ganexport.artifact import Artifact
@@ -66,11 +89,43 @@ def _examine_artifact(path: Path) -> dict[str, Any]:
         "path": str(path),
         "schema_version": manifest.schema_version,
         "spec": msgspec.to_builtins(manifest.spec),
-        "files": [{**msgspec.to_builtins(f), "state": _state(artifact, f)} for f in manifest.files],
+        "files": [_examine_file(artifact, f, layers) for f in manifest.files],
         "provenance": msgspec.to_builtins(manifest.provenance),
         "golden": bool(manifest.golden_sha256),
         "report": manifest.report,
     }
+
+
+def _examine_file(artifact: Any, file: ArtifactFile, layers: bool) -> dict[str, Any]:
+    import msgspec
+
+    state = _state(artifact, file)
+    found: dict[str, Any] = {**msgspec.to_builtins(file), "state": state}
+    if file.format == "onnx" and state == "ok":
+        found |= _graph(artifact.path / file.path, artifact.spec, layers)
+    return found
+
+
+def _graph(path: Path, spec: Any, layers: bool) -> dict[str, Any]:
+    """Operations a sample at the optimum, and layers by precision; nothing without the package onnx."""
+    import msgspec
+
+    from ganexport.bench import roofline
+    from ganexport.build.layers import counted, layer_precisions
+    from ganexport.build.onnx_file import first_line, load_model
+
+    try:
+        model = load_model(path)
+        listed = layer_precisions(model)
+        cost = roofline.count(path, spec, {dim.name: dim.opt for dim in spec.dims})
+    except Exception as error:  # noqa: BLE001 - the rest is shown for a graph that onnx cannot analyse too
+        return {"graph": {"unknown": first_line(error)}}
+    graph: dict[str, Any] = {
+        "flops": cost.flops, "weights": cost.weights, "nodes": len(model.graph.node), "layers": counted(listed),
+    }  # fmt: skip
+    if layers:
+        graph["each"] = [msgspec.to_builtins(layer) for layer in listed]
+    return {"graph": graph}
 
 
 def _state(artifact: Any, file: ArtifactFile) -> str:
@@ -82,7 +137,7 @@ def _state(artifact: Any, file: ArtifactFile) -> str:
     return "ok"
 
 
-def _examine_onnx(path: Path) -> dict[str, Any]:
+def _examine_onnx(path: Path, layers: bool) -> dict[str, Any]:
     import msgspec
 
     from ganexport.artifact import sha256_file
@@ -106,8 +161,17 @@ def _examine_onnx(path: Path) -> dict[str, Any]:
             "spec": msgspec.to_builtins(spec),
             "spec_from": "metadata" if SPEC_KEY in metadata else "graph",
             "metadata": {key: value for key, value in metadata.items() if key != SPEC_KEY},
+            **_lone_graph(path, spec, layers),
         }
     raise BackendUnavailableError(f"{path}: nothing here reads ONNX files: {'; '.join(reasons)}")
+
+
+def _lone_graph(path: Path, spec: Any, layers: bool) -> dict[str, Any]:
+    """As :func:`_graph`, for a file of unknown origin: a child process reads it first."""
+    from ganexport.build.rehearse import rehearse
+
+    rehearse(path)
+    return _graph(path, spec, layers)
 
 
 def _examine_run(path: Path) -> dict[str, Any]:
@@ -167,8 +231,29 @@ def _show_artifact(found: dict[str, Any]) -> None:
     if source.get("versions"):
         console.print("made with " + ", ".join(f"{k} {v}" for k, v in source["versions"].items()), markup=False)
     for file in found["files"]:
+        _show_graph(console, file)
+    for file in found["files"]:
         for note in (file.get("certificate") or {}).get("notes", ()):
             console.print(f"{file['path']}: {note}", markup=False)
+
+
+def _show_graph(console: Any, file: dict[str, Any]) -> None:
+    """Operations and precisions of an ONNX file's layers."""
+    graph = file.get("graph")
+    if not graph:
+        return
+    if "unknown" in graph:
+        console.print(f"{file['path']}: layers and operations are not counted: {graph['unknown']}", markup=False)
+        return
+    by_precision = "; ".join(
+        f"{precision}: " + ", ".join(f"{count} {operator}" for operator, count in row.items())
+        for precision, row in graph["layers"].items()
+    )
+    flops = f"{graph['flops'] / 1e9:.3g} GFLOP a sample, {graph['weights'] / 1e6:.3g} M weights"
+    console.print(f"{file['path']}: {flops}; {by_precision}", markup=False)
+    for layer in graph.get("each", ()):
+        origin = f"  {layer['origin']}" if layer["origin"] else ""
+        console.print(f"  {layer['precision']}  {layer['operator']} {layer['node']}{origin}", markup=False)
 
 
 def _parity(certificate: dict[str, Any] | None) -> tuple[str, str]:
@@ -180,6 +265,8 @@ def _parity(certificate: dict[str, Any] | None) -> tuple[str, str]:
     decibels = [o["worst_psnr"] for o in certificate.get("outputs", ()) if o.get("worst_psnr") is not None]
     colour = {"pass": "green", "partial": "yellow"}.get(certificate["verdict"], "red")
     worst = f" {min(decibels):.1f} dB" if decibels else " identical" if certificate.get("outputs") else ""
+    drift = certificate.get("frechet_drift")
+    worst += "" if drift is None else f", Fréchet drift {drift:.2%}"
     return f"[{colour}]{certificate['verdict']}[/]{worst}", escape(certificate["runtime"])
 
 
@@ -213,6 +300,7 @@ def _show_onnx(found: dict[str, Any]) -> None:
     _show_spec(console, found["spec"], found["path"])
     origin = "its metadata" if found["spec_from"] == "metadata" else "its graph alone"
     console.print(f"{_size(found['bytes'])}, sha256 {found['sha256'][:12]}…, described by {origin}", markup=False)
+    _show_graph(console, found)
 
 
 def _show_run(found: dict[str, Any]) -> None:

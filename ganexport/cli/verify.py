@@ -16,6 +16,12 @@ Examples:
 """
 
 
+#: Options that say what SOURCE is.
+DESCRIBING = (
+    "inputs", "outputs", "dims", "batch", "weights", "weights_key", "call", "noise", "truncation", "mapping",
+)  # fmt: skip
+
+
 @click.command(epilog=EPILOG)
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
@@ -24,13 +30,18 @@ Examples:
 @click.option(
     "--format", "formats", multiple=True, metavar="FORMAT", help="Only this format; may be given several times."
 )
-@click.option("--input", "inputs", multiple=True, metavar="SPEC", help="As for convert, when SOURCE needs it.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="SPEC", help="As for convert; the artifact's where it is not given."
+)
 @click.option("--dim", "dims", multiple=True, metavar="RANGE", help="As for convert.")
 @click.option("--batch", metavar="MIN:OPT:MAX", help="As for convert.")
 @click.option("--weights", type=click.Path(path_type=Path), help="As for convert.")
 @click.option("--weights-key", metavar="KEY", help="As for convert.")
 @click.option("--call", default="", metavar="ARGS", help="As for convert.")
+@click.option("--output", "outputs", multiple=True, metavar="SPEC", help="As for convert.")
 @click.option("--noise", default="error", metavar="MODE", help="As for convert.")
+@click.option("--truncation", type=float, help="As for convert.")
+@click.option("--mapping", metavar="PATH", help="As for convert.")
 @click.option(
     "--verify-budget",
     "budget",
@@ -48,9 +59,7 @@ def command(artifact: Path, as_json: bool, **settings: Any) -> None:
     from ganexport.export.verify import verify
 
     console = remarks()
-    described = {
-        k: v for k, v in settings.items() if k in ("inputs", "dims", "batch", "weights", "weights_key", "call", "noise")
-    }
+    described = {k: v for k, v in settings.items() if k in DESCRIBING}
     rest = {k: v for k, v in settings.items() if k not in described}
     if rest["against"] is None:
         described = {}

@@ -157,6 +157,10 @@ def _base(
             found = Artifact(source)
             found.find("onnx", "fp32")
             return found
+    if isinstance(source, str | Path) and Path(source).suffix.lower() == ".onnx" and Path(source).is_file():
+        from ganexport.build.rehearse import rehearse
+
+        rehearse(Path(source), ("openvino", "trt"))  # whose parsers read what is made from it
     formats = ("onnx", "torchscript") if settings.allow_torch else ("onnx",)
     return convert(source, to=formats, output=output, progress=say, **described)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ganexport.build.options import BuildOptions
 from ganexport.errors import UsageError
 from ganexport.export import formats
 from ganexport.export.source import Description, TorchSource, open_source
-from ganexport.spec import BATCH, Dim, TensorSpec, parse_call, parse_dim, parse_input, parse_output
+from ganexport.spec import BATCH, Dim, GeneratorSpec, TensorSpec, parse_call, parse_dim, parse_input, parse_output
 
 #: In the place of a format: whatever is fastest here.
 AUTO = "auto"
@@ -35,6 +36,7 @@ def convert(
     call: str | Mapping[str, Any] = "",
     noise: str = "error",
     truncation: float | None = None,
+    mapping: str | None = None,
     output_dtype: str | None = None,
     options: BuildOptions | None = None,
     verify_budget: float = 120.0,
@@ -65,6 +67,8 @@ def convert(
         call: Keyword arguments of every call, literals only: ``"noise_mode='const'"``.
         noise: What becomes of random numbers drawn inside forward: "error", "input", "constant".
         truncation: Baked into the graph.
+        mapping: Path of the sub-module that maps z to w; its mean latent is computed and baked in where
+            truncation needs one.
         output_dtype: "uint8": the image leaves the graph as NHWC bytes.
         options: Of the builders.
         verify_budget: Seconds of comparing a file.
@@ -93,7 +97,7 @@ def convert(
         words: dict[str, Any] = {
             "inputs": inputs, "outputs": outputs, "dims": dims, "batch": batch, "weights": weights,
             "weights_key": weights_key, "call": call, "noise": noise, "truncation": truncation,
-            "output_dtype": output_dtype,
+            "output_dtype": output_dtype, "mapping": mapping,
         }  # fmt: skip
         return convert_auto(
             source, wanted, output, words, precision=precision or AUTO, options=options or BuildOptions(),
@@ -109,20 +113,98 @@ def convert(
     if verify_budget <= 0:
         raise UsageError(f"--verify-budget {verify_budget:g}: needs a positive number of seconds")
     description = describe(inputs, outputs, dims, batch, weights, weights_key, call)
-    opened = open_source(source, description, precision)
+    opened = open_source(source, description, precision, wanted)
     settings = ConvertSettings(
         precision, noise, truncation, output_dtype == "uint8", options or BuildOptions(), verify_budget, min_psnr,
-        allow_mismatch,
+        allow_mismatch, mapping,
     )  # fmt: skip
+    if mapping is not None and truncation is None:
+        raise UsageError("--mapping serves --truncation and --split: give one of them, or leave it out")
     say = progress or (lambda _text: None)
     with ArtifactWriter(output) as writer:
-        if isinstance(opened, TorchSource):
-            from ganexport.export.from_module import convert_module
+        return convert_opened(opened, description, wanted, settings, writer, say)
 
-            return convert_module(opened, description, wanted, settings, writer, say)
-        from ganexport.export.from_graph import convert_graph
 
-        return convert_graph(opened, description, wanted, settings, writer, say)
+def convert_opened(
+    opened: Any, description: Description, wanted: tuple[str, ...], settings: ConvertSettings, writer: ArtifactWriter,
+    say: Callable[[str], None], passes: tuple[str, ...] = (),
+) -> Artifact:  # fmt: skip
+    """:func:`convert` once the source is open.
+
+    Args:
+        opened: A ``TorchSource`` or ``GraphSource``.
+        description: What the user said about it.
+        wanted: Formats.
+        settings: What else was asked for.
+        writer: Of the artifact.
+        say: Progress.
+        passes: What was done to the source already, for the manifest.
+    """
+    if isinstance(opened, TorchSource):
+        from ganexport.export.from_module import convert_module
+
+        return convert_module(opened, description, wanted, settings, writer, say, passes)
+    from ganexport.export.from_graph import convert_graph
+
+    return convert_graph(opened, description, wanted, settings, writer, say)
+
+
+def split(
+    source: Any, mapping: str, *, to: str | Sequence[str] = ("onnx",), output: str | os.PathLike[str],
+    progress: Callable[[str], None] | None = None, **described: Any,
+) -> tuple[Artifact, Artifact]:  # fmt: skip
+    """Export a style generator as two artifacts, ``output/mapping`` and ``output/synthesis``, proved together.
+
+    Args:
+        source: As for :func:`convert`, but a module: finished graphs cannot be cut by a sub-module's name.
+        mapping: Path of the sub-module that maps z to w.
+        to: Formats of each half.
+        output: Folder of both.
+        progress: Told what happens, a line at a time.
+        described: As for :func:`convert`.
+
+    Returns:
+        The two artifacts.
+
+    Raises:
+        UsageError: The source is no module, or cannot be cut there.
+        As :func:`convert`.
+    """
+    wanted = tuple(dict.fromkeys([to] if isinstance(to, str) else to))
+    precision = described.pop("precision", None) or "fp32"
+    formats.check(wanted, precision)
+    description = describe(**{key: described.pop(key) for key in _DESCRIBED if key in described})
+    opened = open_source(source, description, precision, wanted)
+    if not isinstance(opened, TorchSource):
+        raise UsageError("--split needs a module (a run, package.module:factory); this is a finished graph")
+    settings = ConvertSettings(
+        precision, described.pop("noise", "error"), described.pop("truncation", None),
+        described.pop("output_dtype", None) == "uint8", described.pop("options", None) or BuildOptions(),
+        described.pop("verify_budget", 120.0), described.pop("min_psnr", None), described.pop("allow_mismatch", False),
+    )  # fmt: skip
+    if described:
+        raise UsageError(f"--split takes no {sorted(described)[0]}")
+    from ganexport.export.split import convert_split
+
+    return convert_split(opened, description, wanted, settings, Path(output), mapping, progress or (lambda _text: None))
+
+
+def _source_spec(spec: GeneratorSpec | None, noise: str) -> GeneratorSpec | None:
+    """An artifact's spec without the inputs that ``--noise input`` added."""
+    if spec is None or noise != "input":
+        return spec
+    kept = tuple(tensor for tensor in spec.inputs if not re.fullmatch(r"noise_\d+_*", tensor.name))
+    return msgspec.structs.replace(spec, inputs=kept)
+
+
+def _declared(spec: GeneratorSpec | None) -> tuple[tuple[str, tuple[float, float], str | None], ...]:
+    """The outputs of a spec in the words of ``--output``; bytes have lost the range of the values behind them."""
+    outputs = spec.outputs if spec is not None else ()
+    return tuple((t.name, t.range, t.layout) for t in outputs if t.range is not None and t.dtype != "uint8")
+
+
+#: Arguments of :func:`describe`.
+_DESCRIBED = ("inputs", "outputs", "dims", "batch", "weights", "weights_key", "call")
 
 
 class ConvertSettings(msgspec.Struct, frozen=True):
@@ -136,6 +218,7 @@ class ConvertSettings(msgspec.Struct, frozen=True):
     budget: float = 120.0
     min_psnr: float | None = None
     allow_mismatch: bool = False
+    mapping: str | None = None
 
 
 def describe(
@@ -168,20 +251,30 @@ def describe(
     )
 
 
-def open_reference(source: Any, *, uint8: bool = False, **description: Any) -> Any:
+def open_reference(
+    source: Any, *, uint8: bool = False, assumed: GeneratorSpec | None = None, **description: Any
+) -> Any:
     """The source as something that runs: the truth for ``verify --against``.
+
+    Args:
+        source: As for :func:`convert`.
+        uint8: Whether images leave as bytes.
+        assumed: Inputs, ranges and names of outputs of a module that are not described.
+        description: As for :func:`convert`.
 
     Raises:
         As :func:`convert`.
     """
     noise = description.pop("noise", "error")
     truncation = description.pop("truncation", None)
-    described = describe(**description)
+    mapping = description.pop("mapping", None)
+    described = msgspec.structs.replace(describe(**description), assumed=_source_spec(assumed, noise))
     opened = open_source(source, described)
     if isinstance(opened, TorchSource):
         from ganexport.export.prepared import prepare
 
-        prepared = prepare(opened, declared=described.outputs, noise=noise, truncation=truncation, uint8=uint8)
+        declared = described.outputs or _declared(described.assumed)
+        prepared = prepare(opened, declared=declared, noise=noise, truncation=truncation, mapping=mapping, uint8=uint8)
         return prepared.reference
     from ganexport.export.from_graph import GraphReference
 

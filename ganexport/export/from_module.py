@@ -23,15 +23,16 @@ from ganexport.export.source import Description, TorchSource
 
 def convert_module(
     source: TorchSource, description: Description, wanted: tuple[str, ...], settings: ConvertSettings,
-    writer: ArtifactWriter, say: Callable[[str], None],
+    writer: ArtifactWriter, say: Callable[[str], None], passes: tuple[str, ...] = (),
 ) -> Artifact:  # fmt: skip
     """Prepare, capture, export each format, certify against eager torch, publish."""
     say("preparing the module")
     prepared = prepare(
-        source, declared=description.outputs, noise=settings.noise, truncation=settings.truncation, uint8=settings.uint8
-    )
+        source, declared=description.outputs, noise=settings.noise, truncation=settings.truncation,
+        mapping=settings.mapping, uint8=settings.uint8,
+    )  # fmt: skip
     publication = Publication(
-        writer, prepared.spec, prepared.reference, prepared.reference.name, settings, prepared.passes, say
+        writer, prepared.spec, prepared.reference, prepared.reference.name, settings, [*passes, *prepared.passes], say
     )
     program = functools.cache(lambda: _capture(prepared, say))
     seen = [example_sizes(prepared.spec)]
@@ -62,6 +63,8 @@ def _rewritten(prepared: Prepared) -> tuple[str, ...]:
         lines.append(f"per-sample-convolution: {seen.rewritten} grouped convolutions as patches times weights")
     if seen.attention:
         lines.append(f"four-dimensional-attention: {seen.attention} attentions given a head axis")
+    if seen.linspace:
+        lines.append(f"symbolic-linspace: {seen.linspace} grids whose size follows the input's")
     return tuple(lines)
 
 

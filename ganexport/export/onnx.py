@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -80,13 +81,24 @@ def _run_exporter(prepared: Prepared, program: torch.export.ExportedProgram, ops
                 verbose=False,
             )
     except Exception as error:  # noqa: BLE001 - the exporter wraps whatever happened
-        raise _explain(error) from None
+        raise _explain(error, program) from None
     assert made is not None
     return made
 
 
-def _explain(error: BaseException) -> ExportError:
-    import re
+def _place_of(program: torch.export.ExportedProgram, operator: str) -> str:
+    """Where the user's code called an operator ("aten.erfinv", "prims.erf_inv"), as torch recorded it."""
+    from ganexport.export.capture import _quoted_place
+
+    wanted = re.sub(r"\W|_", "", operator.partition(".")[2])
+    for node in program.graph.nodes:
+        called = str(node.target).split(".")
+        if node.op == "call_function" and len(called) > 1 and called[1].replace("_", "") == wanted:
+            return _quoted_place(node.meta.get("stack_trace") or "")
+    return ""
+
+
+def _explain(error: BaseException, program: torch.export.ExportedProgram) -> ExportError:
 
     chain: BaseException | None = error
     texts = []
@@ -99,7 +111,7 @@ def _explain(error: BaseException) -> ExportError:
     )
     from ganexport.export.capture import _quoted_place
 
-    place = _quoted_place(text)
+    place = _quoted_place(text) or (_place_of(program, operator.group(1)) if operator else "")
     at = f"{place}: " if place else ""
     if operator:
         return ExportError(f"{at}{operator.group(1)} has no ONNX form; write it with other operators")

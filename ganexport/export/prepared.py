@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ import msgspec
 import torch
 
 from ganexport.errors import ExportError, UsageError
+from ganexport.export.mapping import latent_moments, truncate_mapping
 from ganexport.export.prepare import prepare_module
+from ganexport.export.prepare.mapping import MEAN_DRAWS
 from ganexport.export.prepare.randomness import MODES, refuse
 from ganexport.export.probe import Probe, probe
 from ganexport.export.source import TorchSource
@@ -20,6 +23,8 @@ from ganexport.spec import BATCH, GeneratorSpec, Normal, TensorSpec, Uniform
 Declared = Sequence[tuple[str, tuple[float, float], str | None]]
 #: Names that forward uses for the truncation of the style literature.
 _TRUNCATION_NAMES = ("truncation", "truncation_psi", "psi")
+#: Names that forward uses for the mean latent, where it does not keep it in a buffer.
+_MEAN_NAMES = ("truncation_latent", "mean_latent", "latent_mean", "w_avg")
 
 
 class Prepared:
@@ -45,6 +50,7 @@ def prepare(
     declared: Declared = (),
     noise: str = "error",
     truncation: float | None = None,
+    mapping: str | None = None,
     uint8: bool = False,
 ) -> Prepared:
     """Apply the passes and learn the outputs.
@@ -53,7 +59,8 @@ def prepare(
         source: Module, inputs, dims.
         declared: The user's outputs.
         noise: "error", "input" or "constant": what becomes of random calls inside forward.
-        truncation: Baked in: as forward's keyword or in place of an input of that name.
+        truncation: Baked in: as forward's keyword, in place of an input of that name, or behind the mapping network.
+        mapping: Path of the mapping network, whose mean latent truncation needs where the module has none.
         uint8: Whether images leave as NHWC uint8.
 
     Raises:
@@ -62,7 +69,7 @@ def prepare(
     """
     if noise not in MODES:
         raise UsageError(f"--noise {noise!r}: choose {', '.join(MODES)}")
-    source = _bake_truncation(source, truncation) if truncation is not None else source
+    source, baked = bake_truncation(source, truncation, mapping)
     _evaluation(source.module)
     names = [tensor.name for tensor in source.spec.inputs]
     original = Wrapped(source.module, names, source.call, rewrite=False)
@@ -75,10 +82,11 @@ def prepare(
     passes = prepare_module(changed)
     reference = Wrapped(source.module, names, source.call, rewrite=False, finish=finish, **supply)
     function = Wrapped(changed, names, source.call, rewrite=True, finish=finish, **supply)
+    if original.seen.autocast:
+        passes.append(f"autocast-off: {original.seen.autocast} regions of forward run in fp32")
     if found.draws:
         passes.append(f"noise-{noise}: {len(found.draws)} random calls, first {found.draws[0].where}")
-    if truncation is not None:
-        passes.append(f"truncation: {truncation:g} baked in")
+    passes += baked
     return Prepared(function.eval(), EagerReference(reference.eval(), spec), spec, passes)
 
 
@@ -95,26 +103,57 @@ def _copy(module: torch.nn.Module) -> torch.nn.Module:
         raise ExportError(f"the module cannot be copied ({type(error).__name__}: {error})") from None
 
 
-def _bake_truncation(source: TorchSource, value: float) -> TorchSource:
-    import inspect
+def bake_truncation(
+    source: TorchSource, value: float | None, mapping: str | None = None
+) -> tuple[TorchSource, list[str]]:
+    """The source with truncation (and the mean latent, where it is needed) baked in, and the lines for the manifest.
 
+    Args:
+        source: Module, inputs, dims.
+        value: The truncation; None leaves the source as it is.
+        mapping: Path of the mapping network.
+
+    Raises:
+        UsageError: forward has no such argument and no mapping network is named.
+    """
+    if value is None:
+        return source, []
+    lines = [f"truncation: {value:g} baked in"]
     parameters = inspect.signature(source.module.forward).parameters
-    for tensor in source.spec.inputs:
-        if tensor.name in _TRUNCATION_NAMES:
-            inputs = tuple(t for t in source.spec.inputs if t is not tensor)
-            if tensor.name not in parameters:
-                raise UsageError(f"--truncation: input {tensor.name!r} is positional; leave it out of --input")
-            shape = tensor.resolve({})
-            constant = torch.full(shape, value) if shape else torch.tensor(value)
-            spec = msgspec.structs.replace(source.spec, inputs=inputs)
-            return TorchSource(source.module, spec, source.provenance, source.call | {tensor.name: constant})
-    for name in _TRUNCATION_NAMES:
-        if name in parameters:
-            return TorchSource(source.module, source.spec, source.provenance, source.call | {name: value})
-    raise UsageError(
-        "--truncation: forward has no argument of that name (truncation, truncation_psi, psi); for a generator "
-        "without one, truncate when drawing: ganexport generate --truncation"
+    mean = next((name for name in _MEAN_NAMES if name in parameters and name not in source.call), None)
+    named = next((name for name in _TRUNCATION_NAMES if name in parameters), None)
+    tensor = next((t for t in source.spec.inputs if t.name in _TRUNCATION_NAMES), None)
+    if tensor is None and named is None and mapping is None:
+        raise UsageError(
+            "--truncation: forward has no argument of that name (truncation, truncation_psi, psi); name the network "
+            "that maps z to w (--mapping PATH), or truncate when drawing: ganexport generate --truncation"
+        )
+    if tensor is not None and tensor.name not in parameters:
+        raise UsageError(f"--truncation: input {tensor.name!r} is positional; leave it out of --input")
+    given: dict[str, Any] = {}
+    inputs = source.spec.inputs
+    if tensor is not None:
+        inputs = tuple(t for t in inputs if t is not tensor)
+        shape = tensor.resolve({})
+        given[tensor.name] = torch.full(shape, value) if shape else torch.tensor(value)
+    elif named is not None:
+        given[named] = value
+    without = TorchSource(
+        source.module, msgspec.structs.replace(source.spec, inputs=inputs), source.provenance, source.call
     )
+    if given and mean is not None:
+        if mapping is None:
+            raise UsageError(
+                f"--truncation: forward needs {mean}, the mean latent: name the network that maps z to w, "
+                "--mapping PATH, and it is computed and baked in"
+            )
+        given[mean] = latent_moments(without, mapping)[0]
+    if given:
+        lines += [f"latent-mean: {MEAN_DRAWS} draws through {mapping} baked in"] if mean in given else []
+        return TorchSource(without.module, without.spec, without.provenance, without.call | given), lines
+    assert mapping is not None
+    lines.append(f"latent-mean: {MEAN_DRAWS} draws through {mapping} baked in")
+    return truncate_mapping(source, mapping, value), lines
 
 
 def _uint8(spec: GeneratorSpec) -> tuple[Callable[..., Any], GeneratorSpec]:

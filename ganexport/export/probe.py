@@ -57,7 +57,7 @@ def probe(
         declared: (name, range, layout) from the user.
 
     Raises:
-        ExportError: forward fails, or its outputs change in number with the size.
+        ExportError: forward fails, its outputs change in number with the size, or with every call.
         UsageError: The declared outputs do not fit.
     """
     points = probe_sizes(spec)
@@ -71,6 +71,8 @@ def probe(
             outputs = run_module(function, feeds)
         except ExportError as error:
             raise _at_another_size(error, points[0], sizes) if index else error from None
+        if index == 0 and not function.seen.draws:
+            _refuse_hidden_randomness(function, feeds, outputs)
         if index == 0:
             names = _names(function, feeds)
             dtypes = [str(t.dtype).removeprefix("torch.") for t in outputs]
@@ -82,6 +84,27 @@ def probe(
     noise = [_symbolic(points, [d[i].shape for d in draws], f"noise_{i}") for i in range(len(draws[0]))]
     outputs_spec = _describe(spec, names, dtypes, symbolic, declared)
     return Probe(outputs_spec, tuple(draws[0]), tuple(noise))
+
+
+def _refuse_hidden_randomness(
+    function: Wrapped, feeds: tuple[torch.Tensor, ...], outputs: tuple[torch.Tensor, ...], again: int = 2
+) -> None:
+    """The same input gives the same output, unless forward draws from numpy's or Python's generator, or keeps state.
+
+    Raises:
+        ExportError: It does not.
+    """
+    for _ in range(again):
+        other = run_module(function, feeds)
+        if any(
+            a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num())
+            for a, b in zip(outputs, other, strict=True)
+        ):
+            raise ExportError(
+                "the module gives two outputs for the same input, and no random call of torch is the cause: forward "
+                "draws from numpy or Python's random, or keeps state between calls; make the noise an argument of "
+                "forward, or draw it with torch, which --noise can handle"
+            )
 
 
 def _at_another_size(error: ExportError, base: dict[str, int], sizes: dict[str, int]) -> ExportError:

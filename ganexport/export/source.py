@@ -32,6 +32,7 @@ class Description(msgspec.Struct, frozen=True):
         weights: Weights file of a factory's module.
         weights_key: Where the state is inside a nested checkpoint.
         call: Keyword arguments of every call.
+        assumed: Stands for what was not said (an artifact's spec, when its source is opened to verify it).
     """
 
     inputs: tuple[TensorSpec, ...] = ()
@@ -40,6 +41,7 @@ class Description(msgspec.Struct, frozen=True):
     weights: Path | None = None
     weights_key: str | None = None
     call: dict[str, Any] = {}
+    assumed: GeneratorSpec | None = None
 
 
 class TorchSource:
@@ -93,13 +95,16 @@ def require_torch(why: str) -> Any:
     return torch
 
 
-def open_source(source: Any, description: Description, precision: str = "fp32") -> TorchSource | GraphSource:
+def open_source(
+    source: Any, description: Description, precision: str = "fp32", formats: Sequence[str] = ()
+) -> TorchSource | GraphSource:
     """Find out what ``source`` is and open it.
 
     Args:
         source: A path, a name, ``package.module:factory``, or an ``nn.Module``.
         description: What the user says about it.
         precision: Wanted; it selects among an artifact's ONNX files.
+        formats: Wanted; a lone file is first read in a child process by each library that they need.
 
     Raises:
         UsageError: It is none of those, or its inputs are not described.
@@ -111,8 +116,11 @@ def open_source(source: Any, description: Description, precision: str = "fp32") 
     path = Path(text)
     if path.is_dir() and (path / MANIFEST).is_file():
         return _from_artifact(path, description, precision)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         _refuse_torch_options(description, text)
+        from ganexport.build.rehearse import rehearse
+
+        rehearse(path, formats)
         return GraphSource(path, Provenance(source=path.name))
     if _FACTORY.match(text) and not path.exists():
         return _from_factory(text, description)
@@ -243,7 +251,9 @@ def _from_module(module: Any, description: Description, name: str, spec: Generat
         load_into(module, read_weights(description.weights), str(description.weights), description.weights_key)
     elif description.weights_key is not None:
         raise CheckpointError("--weights-key says where to look inside --weights, which is missing")
-    if spec is None:
+    if spec is None and not description.inputs and description.assumed is not None:
+        spec = _override_dims(msgspec.structs.replace(description.assumed, outputs=()), description.dims)
+    elif spec is None:
         if not description.inputs:
             raise UsageError(f"{name}: {_SPEC_FROM_SAMPLES}")
         spec = GeneratorSpec(description.inputs, (), _used_dims(description), name.rpartition(":")[2])

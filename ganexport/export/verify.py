@@ -92,7 +92,8 @@ def verify(
         picture: Where to write the worst sample's PNG; beside the artifact when not said.
         progress: Told what happens.
         **description: As for :func:`ganexport.convert`, when ``against`` needs describing
-            (inputs, outputs, dims, weights, weights_key, call, noise, truncation).
+            (inputs, outputs, dims, weights, weights_key, call, noise, truncation, mapping); inputs, sizes and
+            ranges that are not given are the artifact's.
 
     Returns:
         One certificate a file; ask :attr:`VerifyReport.passed`.
@@ -129,7 +130,7 @@ def verify(
 def _open_reference(against: Any, spec: GeneratorSpec, description: Mapping[str, Any]) -> Any:
     from ganexport.export.convert import open_reference
 
-    reference = open_reference(against, uint8=_gives_bytes(spec), **description)
+    reference = open_reference(against, uint8=_gives_bytes(spec), assumed=spec, **description)
     _check_same_interface(spec, reference.spec)
     return reference
 

@@ -13,7 +13,10 @@ import torch
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.prepare._location import innermost
 from ganexport.export.prepare.attention import FourDimensionalAttention
+from ganexport.export.prepare.autocast import without_autocast
 from ganexport.export.prepare.autograd_functions import plain_functions
+from ganexport.export.prepare.distributions import unchecked_distributions
+from ganexport.export.prepare.linspace import SymbolicLinspace
 from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
 from ganexport.export.prepare.randomness import Draw, Randomness
 from ganexport.spec import GeneratorSpec, TensorSpec
@@ -47,12 +50,16 @@ class Seen:
     Attributes:
         rewritten: Per-sample convolutions that were rewritten.
         attention: Attentions of rank 2 or 3 that were given the missing axes.
+        linspace: linspaces of a symbolic number of steps that were rewritten.
+        autocast: Autocast regions that were switched off.
         draws: Random calls, in order.
     """
 
     def __init__(self) -> None:
         self.rewritten = 0
         self.attention = 0
+        self.linspace = 0
+        self.autocast = 0
         self.draws: list[Draw] = []
 
 
@@ -87,7 +94,7 @@ class Wrapped(torch.nn.Module):
         self.noise_inputs = noise_inputs
         self.rewrite = rewrite
         self.finish = finish
-        self.by_keyword = _takes_keywords(module, names)
+        self.invoke = Invocation(module, names)
         # In an object of its own: torch.export puts back what forward assigns to the module.
         self.seen = Seen()
         self.constants = len(constants) if constants is not None else 0
@@ -101,15 +108,17 @@ class Wrapped(torch.nn.Module):
             inputs, noise = inputs[: -self.noise_inputs], inputs[-self.noise_inputs :]
         with ExitStack() as stack:
             stack.enter_context(plain_functions())
+            stack.enter_context(unchecked_distributions())
+            autocast = stack.enter_context(without_autocast())
             convolution = stack.enter_context(PerSampleConvolution()) if self.rewrite else None
             attention = stack.enter_context(FourDimensionalAttention()) if self.rewrite else None
+            linspace = stack.enter_context(SymbolicLinspace()) if self.rewrite else None
             randomness = stack.enter_context(Randomness(self._supply(noise)))
-            if self.by_keyword:
-                value = self.module(**dict(zip(self.names, inputs, strict=True)), **self.call)
-            else:
-                value = self.module(*inputs, **self.call)
+            value = self.invoke(self.module, inputs, self.call)
         self.seen.rewritten = convolution.count if convolution else 0
         self.seen.attention = attention.count if attention else 0
+        self.seen.linspace = linspace.count if linspace else 0
+        self.seen.autocast = autocast.count
         self.seen.draws = randomness.draws
         _, tensors = flatten_outputs(value)
         if self.finish is not None:
@@ -122,6 +131,22 @@ class Wrapped(torch.nn.Module):
         if self.constants:
             return lambda number, shape: getattr(self, f"noise_{number}").expand(*shape)
         return None
+
+
+class Invocation:
+    """How a module is called with inputs of these names: by keyword where forward has them all, else by position."""
+
+    def __init__(self, module: torch.nn.Module, names: list[str]) -> None:
+        self.names = list(names)
+        self.by_keyword = _takes_keywords(module, names)
+
+    def __call__(
+        self, module: Callable[..., Any], inputs: tuple[torch.Tensor, ...], keywords: Mapping[str, Any]
+    ) -> Any:
+        """The module's result."""
+        if self.by_keyword:
+            return module(**dict(zip(self.names, inputs, strict=True)), **keywords)
+        return module(*inputs, **keywords)
 
 
 def _takes_keywords(module: torch.nn.Module, names: list[str]) -> bool:

@@ -71,6 +71,29 @@ def probe(path: Path, backend: str) -> GeneratorSpec:
 
 def describe(path: Path, backend: str) -> Description:
     """What a child process sees in the file."""
+    answer = in_child("ganexport.runtime._probe", path, (backend,), backend)
+    try:
+        found = msgspec.json.decode(answer, type=Description)
+    except msgspec.DecodeError:
+        raise ArtifactError(f"{path}: {backend} broke off while loading it") from None
+    if found.error:
+        raise ArtifactError(found.error)
+    return found
+
+
+def in_child(module: str, path: Path, arguments: tuple[str, ...], what: str) -> bytes:
+    """Run ``python -m module path arguments…`` with limits; the last line that it prints.
+
+    Args:
+        module: Its ``main`` calls :func:`limit_memory` first and prints its answer last.
+        path: The file under suspicion.
+        arguments: What else the module is told.
+        what: Who opens the file, for messages.
+
+    Raises:
+        ArtifactError: It crashed, hung, or exceeded its memory.
+        BackendUnavailableError: No process can be started.
+    """
     if not sys.executable:
         raise BackendUnavailableError("no Python executable to check a lone ONNX file with: load an artifact instead")
     environment = os.environ | {
@@ -79,23 +102,20 @@ def describe(path: Path, backend: str) -> Description:
         "OPENBLAS_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "2",
     }
-    command = [sys.executable, "-P", "-m", "ganexport.runtime._probe", str(path.absolute()), backend]
+    command = [sys.executable, "-P", "-m", module, str(path.absolute()), *arguments]
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, timeout=TIME_LIMIT_S, check=False, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        raise ArtifactError(f"{path}: {backend} did not finish loading it within {TIME_LIMIT_S} s") from None
+        raise ArtifactError(f"{path}: {what} did not finish loading it within {TIME_LIMIT_S} s") from None
     except OSError as error:
         raise BackendUnavailableError(f"cannot start a process to check {path}: {error.strerror}") from None
-    try:
-        found = msgspec.json.decode(done.stdout.splitlines()[-1], type=Description)
-    except (IndexError, msgspec.DecodeError):
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
-        raise ArtifactError(f"{path}: {backend} crashed or ran out of memory while loading it ({how})") from None
-    if found.error:
-        raise ArtifactError(found.error)
-    return found
+        raise ArtifactError(f"{path}: {what} crashed or ran out of memory while loading it ({how})") from None
+    return lines[-1]
 
 
 def derive_spec(found: Description, name: str) -> GeneratorSpec:
@@ -156,7 +176,8 @@ def _as_image(tensor: TensorSpec, producer: str) -> TensorSpec:
 # ---- the child ------------------------------------------------------------------------------------
 
 
-def _limit_memory(path: Path) -> None:
+def limit_memory(path: Path) -> None:
+    """Cap this process's address space by the file's size (its external weights included), and write no core."""
     import resource
 
     siblings = sum(p.stat().st_size for p in path.parent.glob(path.name + "*") if p.is_file())
@@ -193,7 +214,7 @@ def _look(path: Path, backend: str) -> Description:
 def main() -> None:
     """Print the description of a file as one line of JSON."""
     path, backend = Path(sys.argv[1]), sys.argv[2]
-    _limit_memory(path)
+    limit_memory(path)
     answers = os.dup(1)
     os.dup2(2, 1)  # what a library prints is not the answer
     try:

@@ -77,6 +77,8 @@ def preflight(path: Path, requires: Mapping[str, str], gpu: _cuda.Gpu | str, hav
     Raises:
         BackendUnavailableError: All that does not fit, both sides named, and the command that rebuilds it.
     """
+    # From a manifest that anyone may have written: in a message every value is one line.
+    requires = {key: " ".join(value.split()) for key, value in requires.items()}
     flavour = _flavour(requires, have)
     if flavour not in FLAVOURS:
         raise ArtifactError(f"{path}: unknown TensorRT flavour {flavour!r}; known: {', '.join(FLAVOURS)}")

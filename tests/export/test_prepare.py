@@ -18,7 +18,9 @@ from ganexport.errors import ExportError
 from ganexport.export.prepare import evaluation_mode, prepare_module
 from ganexport.export.prepare import parametrizations as strip
 from ganexport.export.prepare.attention import FourDimensionalAttention
+from ganexport.export.prepare.autocast import without_autocast
 from ganexport.export.prepare.autograd_functions import plain_functions
+from ganexport.export.prepare.linspace import SymbolicLinspace
 from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
 from ganexport.export.prepare.randomness import Randomness, refuse
 
@@ -202,3 +204,31 @@ def test_dropout_that_is_off_is_no_randomness():
         nn.Dropout(0.5).eval()(torch.ones(2))
         F.dropout(torch.ones(2), 0.0)
     assert recorder.draws == []
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 11])
+@pytest.mark.parametrize("ends", [(-1, 1), (0.0, 7.0), (3.0, -0.3)])
+def test_linspace_of_a_symbolic_size_is_torchs(steps, ends):
+    class Grid(nn.Module):
+        def forward(self, x):
+            with SymbolicLinspace() as rewriting:
+                grid = torch.linspace(*ends, x.shape[0])
+            assert rewriting.count == 1
+            return grid + x
+
+    program = torch.export.export(
+        Grid(), (torch.zeros(4),), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},)
+    )
+    assert torch.allclose(program.module()(torch.zeros(steps)), torch.linspace(*ends, steps), rtol=1e-6, atol=1e-6)
+    with SymbolicLinspace() as rewriting:
+        assert torch.equal(torch.linspace(0, 1, 5), torch.tensor([0, 0.25, 0.5, 0.75, 1]))
+    assert rewriting.count == 0
+
+
+def test_autocast_is_off_within_and_back_after():
+    layer, x = nn.Linear(4, 4), torch.ones(2, 4)
+    with without_autocast() as seen, torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.float32
+    assert seen.count == 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16

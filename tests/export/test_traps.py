@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from ganexport.artifact import Artifact
 from ganexport.build.golden import read_golden
 from ganexport.build.options import BuildOptions
 from ganexport.errors import ExportError, ParityError
@@ -49,7 +50,15 @@ def test_a_trap_is_refused_with_file_line_and_fix(name, text, words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["FreshNoise", "LiveDropout", "GumbelNoise"])
+@pytest.mark.parametrize("name", ["NumpyNoise", "Counts"])
+@pytest.mark.parametrize("noise", ["error", "input"])
+def test_randomness_outside_torch_is_refused_before_anything_is_exported(name, noise, tmp_path):
+    with pytest.raises(ExportError, match=r"two outputs for the same input.*numpy or Python's random"):
+        export(name, tmp_path, noise=noise)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["FreshNoise", "LiveDropout", "GumbelNoise", "Reparametrised"])
 def test_noise_becomes_a_named_input(name, tmp_path):
     made = export(name, tmp_path, to=["onnx", "torchscript"], noise="input")
     assert [t.name for t in made.spec.inputs] == ["z", "noise_0"]
@@ -152,3 +161,23 @@ def test_aot_inductor_packages_hold_at_sizes_they_were_not_compiled_with(tmp_pat
     assert file.certificate.verdict == "pass"
     assert {"batch": 9} in file.certificate.unseen
     assert file.requires["device"] == "cpu"
+
+
+def test_a_grid_of_the_inputs_size_stays_symbolic(tmp_path):
+    described = {"inputs": ["x=normal[batch,3,h,w]"], "outputs": [], "dims": ["h=2:8:12", "w=3:8:13"], "batch": "1:1:2"}
+    file = export("Warps", tmp_path, **described).find("onnx")
+    assert file.certificate.verdict == "pass"
+    assert "symbolic-linspace: 2 grids whose size follows the input's" in file.passes
+
+
+def test_a_module_that_autocasts_itself_is_proved_in_fp32(tmp_path):
+    file = export("AutocastsItself", tmp_path, to=["onnx", "torchscript"]).find("onnx")
+    assert file.certificate.verdict == "pass"
+    assert "autocast-off: 1 regions of forward run in fp32" in file.passes
+    (feeds, outputs), *_ = read_golden((tmp_path / "out" / "golden.npz"), Artifact(tmp_path / "out").spec)
+    import torch
+    from generators.tiny import Trap
+
+    with torch.no_grad():
+        truth = Trap().eval()(torch.from_numpy(feeds["z"])).numpy()
+    assert np.abs(outputs["image"] - truth).max() < 1e-6

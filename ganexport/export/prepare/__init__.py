@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 #: Modules of this package with ``apply(module) -> list[str]``: what was changed, for the manifest.
 MODULE_PASSES = ("evaluation_mode", "parametrizations")
 #: Modules of this package with a context manager, active while the module runs under an exporter.
-TRACING_PASSES = ("autograd_functions", "randomness", "modulated_convolution", "attention")
+TRACING_PASSES = (
+    "autograd_functions", "distributions", "autocast", "modulated_convolution", "attention", "linspace", "randomness",
+)  # fmt: skip
 
 
 def prepare_module(module: torch.nn.Module) -> list[str]:

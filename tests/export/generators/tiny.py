@@ -1,5 +1,6 @@
 """A small DCGAN-like generator (Radford et al. 2016, arXiv 1511.06434) and modules with one trap each."""
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -41,6 +42,26 @@ class LiveDropout(Trap):
 class GumbelNoise(Trap):
     def hidden(self, h):
         return h - torch.empty_like(h).exponential_().log()
+
+
+class NumpyNoise(Trap):
+    def hidden(self, h):
+        return h + torch.from_numpy(numpy.random.randn(16).astype("float32"))
+
+
+class Counts(Trap):
+    """Keeps state between calls."""
+
+    def hidden(self, h):
+        self.calls = getattr(self, "calls", 0) + 1
+        return h * self.calls
+
+
+class Reparametrised(Trap):
+    """The last step of an encoder: a sample from a distribution of torch.distributions."""
+
+    def hidden(self, h):
+        return torch.distributions.Normal(h, torch.ones_like(h) * 0.1).rsample()
 
 
 class RandomChoice(Trap):
@@ -129,6 +150,30 @@ class ReadsFlag(Trap):
 
     def hidden(self, h):
         return h * 2 if self.flag else h
+
+
+class Warps(nn.Module):
+    """Moves a picture [batch, 3, h, w] over a grid of its own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        batch, _, height, width = x.shape
+        y, z = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, steps=width), indexing="ij")
+        grid = torch.stack([z * 0.9, y * 0.8], -1).unsqueeze(0).repeat(batch, 1, 1, 1)
+        return torch.tanh(self.last(F.grid_sample(x, grid, align_corners=True, padding_mode="border")))
+
+
+class AutocastsItself(Trap):
+    """Computes in bfloat16 whatever it is asked."""
+
+    def forward(self, z):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            image = super().forward(z)
+        return image.float()
 
 
 def number() -> int:
