@@ -57,17 +57,12 @@ def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None
     -o NAME.png writes a grid, -o FOLDER one PNG a picture, and --format writes shards with
     checksums; the same command continues shards where it was interrupted.
     """
-    from ganexport.runtime.generator import load
-
     begun = time.perf_counter()
     asked = _asked(options)
     _check_output(output, options)
     if options["rebuild"]:
         _rebuild(artifact)
-    settings = {"threads": options["threads"]} if options["threads"] is not None else None
-    with load(
-        artifact, options["backend"], options["device"], precision=options["precision"], settings=settings
-    ) as generator:
+    with _open(artifact, options) as generator:
         for remark in generator.remarks:
             remarks().print(f"passed over: {remark}", markup=False)
         remarks().print(f"running on {generator.runtime}", markup=False)
@@ -83,6 +78,23 @@ def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None
         print_json(about)
     else:
         click.echo(f"{made} {'picture' if made == 1 else 'pictures'} in {output} ({seconds:.1f} s)")
+
+
+def _open(artifact: Path, options: dict[str, Any]) -> Generator:
+    """The generator; for shards on the CPU its threads sleep while they wait, as encoders want the cores."""
+    from ganexport.runtime.generator import load
+
+    settings = {"threads": options["threads"]} if options["threads"] is not None else {}
+    generator = load(artifact, options["backend"], options["device"], precision=options["precision"], settings=settings)
+    if not options["kind"] or (generator.backend, generator.device) != ("onnxruntime", "cpu"):
+        return generator
+    remarks_before = generator.remarks
+    generator.close()
+    generator = load(
+        artifact, "onnxruntime", "cpu", precision=options["precision"], settings={"spinning": False, **settings}
+    )
+    generator.remarks = remarks_before
+    return generator
 
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
