@@ -64,7 +64,8 @@ def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         if arguments.rounds:
-            with ganexport.load(arguments.artifact) as generator:
+            # As ganexport generate opens it.
+            with ganexport.load(arguments.artifact, "onnxruntime", "cpu", settings={"spinning": False}) as generator:
                 results.note(f"runs on {generator.runtime}")
                 for index, kind in enumerate(formats):
                     series, share = rate(generator, Path(scratch), kind, arguments.images, arguments.rounds)

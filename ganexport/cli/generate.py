@@ -85,23 +85,38 @@ def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None
 
 
 def _open(source: Path, options: dict[str, Any]) -> Generator:
-    """The generator of an artifact or ONNX file, without torch; of a run or a trained model with it."""
+    """The generator of an artifact or ONNX file, without torch; of a run or a trained model with it.
+
+    For shards on the CPU the engine's threads sleep while they wait, as encoders want the cores.
+    """
     from ganexport.artifact import MANIFEST
     from ganexport.recipe import FILE, recipe_names
+    from ganexport.runtime.generator import load
 
     trained = (source / FILE).is_file() or (str(source) in recipe_names() and not source.exists())
     if trained and not (source / MANIFEST).is_file():
-        from ganexport.evaluation.source import open_generator
+        return _open_trained(source, options)
+    settings = {"threads": options["threads"]} if options["threads"] is not None else {}
+    generator = load(source, options["backend"], options["device"], precision=options["precision"], settings=settings)
+    if not options["kind"] or (generator.backend, generator.device) != ("onnxruntime", "cpu"):
+        return generator
+    remarks_before = generator.remarks
+    generator.close()
+    generator = load(
+        source, "onnxruntime", "cpu", precision=options["precision"], settings={"spinning": False, **settings}
+    )
+    generator.remarks = remarks_before
+    return generator
 
-        # Shards record the hash of the file that made them; a run has none.
-        for name, option in (("precision",) * 2, ("threads",) * 2, ("rebuild",) * 2, ("kind", "format")):
-            if options[name]:
-                raise UsageError(f"--{option}: {source} is a run, not an artifact: ganexport convert it first")
-        return open_generator(str(source), options["backend"], options["device"])
-    from ganexport.runtime.generator import load
 
-    settings = {"threads": options["threads"]} if options["threads"] is not None else None
-    return load(source, options["backend"], options["device"], precision=options["precision"], settings=settings)
+def _open_trained(source: Path, options: dict[str, Any]) -> Generator:
+    from ganexport.evaluation.source import open_generator
+
+    # Shards record the hash of the file that made them; a run has none.
+    for name, option in (("precision",) * 2, ("threads",) * 2, ("rebuild",) * 2, ("kind", "format")):
+        if options[name]:
+            raise UsageError(f"--{option}: {source} is a run, not an artifact: ganexport convert it first")
+    return open_generator(str(source), options["backend"], options["device"])
 
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:

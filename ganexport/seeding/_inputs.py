@@ -318,6 +318,8 @@ def _counters(seed: int, start: int, n: int, seeds: Sequence[int] | None) -> tup
     """Keys, [samples] or [1], and sample numbers, [samples]."""
     if seeds is not None:
         return np.array([int(s) for s in seeds], np.uint64), np.full(len(seeds), start, np.uint64)
+    if n == 1:
+        return np.array([seed], np.uint64), np.array([start], np.uint64)
     return np.array([seed], np.uint64), np.arange(n, dtype=np.uint64) + np.uint64(start)
 
 

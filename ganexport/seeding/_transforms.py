@@ -108,6 +108,10 @@ def _horner(rows: Array, r: Array) -> Array:
         r: [elements].
     """
     both = rows[0] * r
+    if r.size <= _FEW:  # broadcasting costs more than arithmetic
+        wide: Array = np.empty((2, r.size))
+        wide[...] = r
+        r = wide
     for row in rows[1:-1]:
         both += row
         both *= r

@@ -99,6 +99,8 @@ def _connect(ray: Any, address: str | None, replicas: int, settings: EngineSetti
         join(ray, address, variables)
         return
     variables["PYTHONPATH"] = python_path()
+    # Ray's own choice is 15: replicas would get what every other process of the machine leaves.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,

@@ -326,3 +326,19 @@ def test_generate_from_a_run_and_what_needs_an_artifact(tmp_path, ganexport_comm
     code, _, err = ganexport_command("generate", "sngan-resnet-cifar10", "-n", 4, "-o", tmp_path / "x.png")
     assert code == 2
     assert "recipe without weights" in one_line(err)
+
+
+@pytest.mark.parametrize(("kind", "spins"), [(None, True), ("npz", False)])
+def test_for_shards_the_engine_s_threads_sleep_while_they_wait(artifact, kind, spins):
+    from ganexport.cli.generate import _open
+
+    options = {"threads": 2, "backend": None, "device": None, "precision": None, "kind": kind}
+    with _open(artifact.path, options) as generator:
+        assert generator.backend == "onnxruntime"
+        chosen = generator.runner._session.get_session_options()
+        assert chosen.intra_op_num_threads == 2
+        if spins:
+            with pytest.raises(RuntimeError):
+                chosen.get_session_config_entry("session.intra_op.allow_spinning")  # as ONNX Runtime has it
+        else:
+            assert chosen.get_session_config_entry("session.intra_op.allow_spinning") == "0"
