@@ -169,7 +169,7 @@ def _auto(name: str, function: str, folder: Path, precision: str, batches: tuple
         if not source.exists():
             convert(function, to=["onnx"], batch=RANGE, output=source, verify_budget=10.0)
         artifact = convert(source, to="auto", output=target, precision=precision, bench_batches=batches,
-                           verify_budget=30.0, progress=lambda text: say(f"    {text}"))  # fmt: skip
+                           verify_budget=30.0, progress=_told)  # fmt: skip
     except (GanExportError, ImportError) as error:
         return _unavailable(name, error, who="ours", precision=precision)
     (file,) = artifact.manifest.files
@@ -183,6 +183,12 @@ def _auto(name: str, function: str, folder: Path, precision: str, batches: tuple
     about = {"who": "ours", "precision": file.precision, "passes": list(file.passes), "file_bytes": file.bytes}
     about |= {"table": table, "certified_psnr": min((p for p in worst if p is not None), default=None)}
     return _candidate(name, "ganexport.bench.factories:open_artifact", {**arguments, "settings": settings}, **about)
+
+
+def _told(text: str) -> None:
+    """What --to auto does; not each of its many turns."""
+    if not text.startswith("batch "):
+        say(f"    {text}")
 
 
 # ---- the run -------------------------------------------------------------------------------------
