@@ -71,7 +71,7 @@ def compare(report: Report, model: str) -> Comparison:
     batches = tuple(sorted({line.batch for _, line in lines}))
     stock = [line for row, line in lines if row.candidate.get("who") == "stock" and not line.parity_failed]
     ours = [row for row in rows if row.candidate.get("name") == AUTO]
-    loads = report.environment.get("load_average")
+    load = report.environment.get("load_average")
     return Comparison(
         model,
         batches,
@@ -80,7 +80,7 @@ def compare(report: Report, model: str) -> Comparison:
         _times([line for _, line in lines if line.name == AUTO]),
         _times([line for _, line in lines if line.name == AUTO_FP32]),
         ours[0].candidate if ours else {},
-        float(loads[0]) if loads else None,
+        None if load is None else float(load),
     )
 
 

@@ -130,14 +130,16 @@ def _package(module: Any, path: Path) -> None:
 # ---- ours ----------------------------------------------------------------------------------------
 
 
-def ours(model: str, folder: Path, wanted: Callable[[str], bool], *, everything: bool) -> Iterator[Candidate]:
+def ours(
+    model: str, folder: Path, wanted: Callable[[str], bool], batches: tuple[int, ...], *, everything: bool
+) -> Iterator[Candidate]:
     """What ``ganexport convert`` makes: the choice of ``--to auto``; every format and precision if asked for."""
     from ganexport.export.convert import convert
 
     function = f"benchmarks._models:{MODELS[model].__name__}"
     for name, precision in ((AUTO, "auto"), (AUTO_FP32, "fp32")):
         if wanted(name):
-            yield _auto(name, function, folder, precision)
+            yield _auto(name, function, folder, precision, batches)
     for kind, precision in EACH if everything else ():
         backend = {"onnx": "onnxruntime"}.get(kind, kind)
         name = f"{OURS} {backend} {precision}"
@@ -157,7 +159,7 @@ def ours(model: str, folder: Path, wanted: Callable[[str], bool], *, everything:
         yield _candidate(name, "ganexport.bench.factories:open_artifact", arguments, **about)
 
 
-def _auto(name: str, function: str, folder: Path, precision: str) -> Candidate:
+def _auto(name: str, function: str, folder: Path, precision: str, batches: tuple[int, ...]) -> Candidate:
     """What ``ganexport convert --to auto`` publishes: torch-free at run time, 35 dB or better."""
     from ganexport.export.convert import convert
 
@@ -166,8 +168,8 @@ def _auto(name: str, function: str, folder: Path, precision: str) -> Candidate:
     try:
         if not source.exists():
             convert(function, to=["onnx"], batch=RANGE, output=source, verify_budget=10.0)
-        artifact = convert(source, to="auto", output=target, precision=precision, bench_batches=BATCHES,
-                           verify_budget=30.0, progress=lambda text: say(f"    {text}"))  # fmt: skip
+        artifact = convert(source, to="auto", output=target, precision=precision, bench_batches=batches,
+                           verify_budget=30.0, progress=_told)  # fmt: skip
     except (GanExportError, ImportError) as error:
         return _unavailable(name, error, who="ours", precision=precision)
     (file,) = artifact.manifest.files
@@ -183,12 +185,18 @@ def _auto(name: str, function: str, folder: Path, precision: str) -> Candidate:
     return _candidate(name, "ganexport.bench.factories:open_artifact", {**arguments, "settings": settings}, **about)
 
 
+def _told(text: str) -> None:
+    """What --to auto does; not each of its many turns."""
+    if not text.startswith("batch "):
+        say(f"    {text}")
+
+
 # ---- the run -------------------------------------------------------------------------------------
 
 
-def measure(model: str, options: argparse.Namespace) -> Report:
-    """One model: everything in one run."""
-    environment = describe()
+def measure(model: str, options: argparse.Namespace, load: object) -> Report:
+    """One model: everything in one run; ``load`` is the load average before this program began."""
+    environment = describe() | {"load_average": load}
     plan = Plan(
         rounds=options.rounds, turn_seconds=options.seconds / options.rounds, max_warm_seconds=options.warm_up,
         min_iterations=2,
@@ -202,8 +210,9 @@ def measure(model: str, options: argparse.Namespace) -> Report:
 
         everything = options.all or bool(options.only)
         candidates = [
-            *stock(model, folder, wanted, everything=everything), *ours(model, folder, wanted, everything=everything)
-        ]  # fmt: skip
+            *stock(model, folder, wanted, everything=everything),
+            *ours(model, folder, wanted, options.batches, everything=everything),
+        ]
         with Conductor(candidates, plan, lambda text, *_: say(f"  {text}") if options.verbose else None) as conductor:
             conductor.open()
             conductor.measure([("offline" if b > 1 else "single-stream", {"batch": b}) for b in options.batches])
@@ -228,8 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
     from rich.console import Console
 
     options = _options(arguments)
+    load = describe()["load_average"]
     for model in options.models.split(","):
-        report = measure(model, options)
+        report = measure(model, options, load)
         folder = options.output or ROOT / "benchmarks" / "results" / device_key(report.environment)
         write_atomic(folder / f"inference-{model}.json", report_to_json(report))
         write_atomic(folder / f"inference-{model}.md", to_markdown(report, baseline="eager").encode())

@@ -228,6 +228,14 @@ def test_numbers_that_only_moved_are_not_rounded_twice() -> None:
     np.testing.assert_array_equal(plain_outputs(once, feeds), plain_outputs(twice, feeds))
 
 
+def test_a_rounding_that_only_a_wide_layer_reads_is_taken_out() -> None:
+    made = quantize(
+        leaky_generator(), SPEC, samples=16, methods=("minmax",), min_psnr=10.0, keep=("third",), wide_outputs=True
+    ).model
+    assert types_before(made, "third")[:2] == ["DepthToSpace", "LeakyRelu"]
+    assert types_before(made, "second")[:2] == ["DequantizeLinear", "QuantizeLinear"]
+
+
 def plain_outputs(model: onnx.ModelProto, feeds: dict[str, Any]) -> np.ndarray:
     """As the graph is written, nothing fused."""
     options = ort.SessionOptions()
