@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import training
 from benchmarks._plain_loop import PlainLoop
 from ganexport.measurement import report_from_json
 
@@ -93,3 +94,33 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     assert low <= value <= high
     assert next(entry for entry in tuned.facts["tuning"] if entry["chosen"])["settings"] == tuned.facts["settings"]
     assert json.loads(output.read_text())["command"].startswith("python -m benchmarks.training")
+
+
+def test_rows_hold_what_the_workers_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        """A worker whose steps take 4 or 2 milliseconds."""
+
+        def __init__(self, way: str, recipe: str, settings: dict) -> None:
+            self.threads, self.step, self.asked = 2, 4_000_000 if way == "plain" else 2_000_000, []
+
+        def ask(self, command: str, count: int) -> object:
+            self.asked.append((command, count))
+            return [self.step] * count if command == "steps" else 7.5
+
+        def close(self) -> None:
+            assert self.asked[-1] == ("frechet", 5000)
+
+    settings = {"precision": "bf16", "compile": "off", "memory_format": "contiguous", "threads": 2}
+    tuned = {"settings": settings, "rows": [], "batch_size": 64}
+    monkeypatch.setattr(training, "Worker", Fake)
+    monkeypatch.setattr(training, "_tune", lambda recipe, steps: tuned)
+    output = tmp_path / "out.json"
+    assert (
+        training.main(["--recipes", "dcgan-mnist", "--rounds", "3", "--seconds", "0.1", "--output", str(output)]) == 0
+    )
+    usual, ours = report_from_json(output.read_bytes(), output.name).measurements
+    assert list(usual.series[0].samples) == [4_000_000] * 75
+    assert ours.facts["speedup"][0] == pytest.approx(2)
+    assert ours.facts["settings"] == settings
+    assert ours.facts["remaining_steps"] == 938 - 2 - 75
+    assert usual.facts["frechet"] == ours.facts["frechet"] == 7.5
