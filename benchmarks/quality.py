@@ -25,7 +25,7 @@ from benchmarks._rows import say
 from ganexport.environment import describe, device_key
 
 ROOT = Path(__file__).resolve().parent.parent
-RATES = (1e-3, 1.5e-3, 2.5e-3)
+RATES = (1.5e-3, 2.5e-3)
 
 
 def main(arguments: list[str] | None = None) -> int:
