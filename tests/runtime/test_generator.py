@@ -287,6 +287,9 @@ def test_settings_are_honoured_and_unknown_ones_refused(tmp_path, artifact):
     )
     with ganexport.load(measured.path, "openvino") as generator:
         assert generator.runner._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    with ganexport.load(measured.path, "openvino", settings={"precision": "f32"}) as generator:
+        # What was measured stays where the caller says nothing of it.
+        assert generator.runner._compiled.get_property("INFERENCE_NUM_THREADS") == 1
     with ganexport.load(measured.path) as generator:  # the backend that it was measured with comes first
         assert generator.backend == "openvino"
     with ganexport.load(measured.path, "onnxruntime") as generator:  # which knows no "precision"
