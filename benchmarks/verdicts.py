@@ -65,7 +65,7 @@ class KnownRunner(Runner):
         return None
 
     @classmethod
-    def open(cls, *_: Any, **__: Any) -> KnownRunner:
+    def _open(cls, *_: Any, **__: Any) -> KnownRunner:
         """It opens no files."""
         raise NotImplementedError
 

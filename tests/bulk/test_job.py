@@ -313,7 +313,7 @@ def test_ctrl_c_and_sigterm_stop_cleanly_and_leave_what_is_resumable(artifact, t
     while not list((tmp_path / "out").glob("shard-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    remarks = process.communicate(timeout=30)[1]
+    remarks = process.communicate(timeout=120)[1]
     assert process.returncode == code
     assert "Traceback" not in remarks
     assert "stopped by" in remarks

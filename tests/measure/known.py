@@ -41,7 +41,7 @@ class KnownRunner(Runner):
         return None
 
     @classmethod
-    def open(cls, path, spec, **_):
+    def _open(cls, *_):
         raise NotImplementedError
 
     def prepare(self, feeds):
