@@ -36,6 +36,20 @@ def results() -> Console:
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
 
 
+def whole_numbers(text: str, option: str) -> list[int]:
+    """An option's comma-separated whole numbers.
+
+    Raises:
+        UsageError: Something else stands between the commas.
+    """
+    from ganexport.errors import UsageError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: write whole numbers separated by commas") from None
+
+
 @contextmanager
 def progress(description: str, total: float | None = None) -> Iterator[tuple[Progress, Any]]:
     """A progress bar on stderr; plain nothing when stderr is not a terminal.

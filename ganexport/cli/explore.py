@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from ganexport.cli._console import remarks
+from ganexport.cli._console import remarks, whole_numbers
 from ganexport.errors import UsageError
 
 
@@ -47,13 +47,6 @@ def _floats(text: str, option: str) -> list[float]:
         raise UsageError(f"{option} {text!r}: write numbers separated by commas") from None
 
 
-def _integers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} {text!r}: write whole numbers separated by commas") from None
-
-
 def _save(output: Path, images: Any, scale: int) -> None:
     from ganexport.explore.picture import enlarged, grid, write_png
 
@@ -84,7 +77,7 @@ def walk(
     kind = output.suffix.lower()
     if kind not in (".gif", ".png"):
         raise UsageError(f"-o {output}: the name must end in .gif or .png")
-    places = _integers(seeds, "--seeds")
+    places = whole_numbers(seeds, "--seeds")
     with open_generator(source, backend, device) as generator:
         frames = walked(generator, places, steps, label=label, truncation=truncation)
     if kind == ".gif":

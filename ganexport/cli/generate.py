@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ganexport.cli._console import print_json, progress, remarks
+from ganexport.cli._console import print_json, progress, remarks, whole_numbers
 from ganexport.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -129,14 +129,14 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
         "batch_size": options["batch_size"],
     }
     if options["seeds"] is not None:
-        asked["seeds"] = _numbers(options["seeds"], "--seeds")
+        asked["seeds"] = whole_numbers(options["seeds"], "--seeds")
         asked["n"] = len(asked["seeds"])
     if options["labels"] is not None:
-        labels = _numbers(options["labels"], "--labels")
+        labels = whole_numbers(options["labels"], "--labels")
         asked["labels"] = labels[0] if len(labels) == 1 else labels
     if options["sizes"]:
         pairs = [text.partition("=") for text in options["sizes"]]
-        asked["sizes"] = {name: _numbers(size, f"--size {name}")[0] for name, _, size in pairs}
+        asked["sizes"] = {name: whole_numbers(size, f"--size {name}")[0] for name, _, size in pairs}
     return asked
 
 
@@ -165,13 +165,6 @@ def _rebuild(path: Path) -> None:
 
             remarks().print(f"building again: {error}", markup=False)
             convert(path, to="trt", precision=file.precision, output=path)
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} {text!r}: write whole numbers separated by commas") from None
 
 
 def _check_output(output: Path, options: dict[str, Any]) -> None:
