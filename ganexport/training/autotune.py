@@ -3,12 +3,14 @@
 Candidates are {eager, compiled} × {fp32, tf32, bf16, fp16} × {contiguous, channels_last} × threads.
 Every one starts from the same weights. It is sound when its losses stay finite and its first
 gradients point where eager fp32's do. It is judged by the time the whole rest of the run would take:
-compile time plus steps left times the time of a step. Eager fp32 is timed again after the winner, in
-turn with it, and is taken when the winner's lead does not repeat.
+compile time plus steps left times the time of a step. At the end the winner, the runner-up and eager
+fp32 are timed again, in turn, and the fastest of these is taken: a lead that something else on the
+machine made does not repeat.
 
 Rather than every combination, thread counts are tried first on eager fp32, then precisions, then
-memory formats on the best so far, then compilation of what is best: 6 to 10 candidates instead of
-dozens, each for a few steps, and fewer when it is clearly slower than the best.
+memory formats on the best so far, then thread counts again, since low precision shifts what pays,
+then compilation of what is best: 6 to 11 candidates instead of dozens, each for a few steps, and
+fewer when it is clearly slower than the best.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Row(msgspec.Struct, kw_only=True):
         name: Of the settings.
         settings: What it changes.
         step_ms: Median milliseconds of a step; None when it was not timed.
-        samples_ns: Each timed step.
+        samples_ns: Each timed step; of the last rivals, those of the round in which they were timed in turn.
         compile_seconds: First steps beyond the later ones' time.
         total_seconds: Of the steps left, compilation included.
         cosine: Of its first gradients with eager fp32's.
@@ -126,6 +128,14 @@ class Tuner:
         for precision in self._precisions():
             best = self._better(best, self.time(msgspec.structs.replace(best.settings, precision=precision)))
         best = self._better(best, self.time(msgspec.structs.replace(best.settings, memory_format="channels_last")))
+        if self.device.type == "cpu" and (best.settings.precision, best.settings.memory_format) != (
+            "fp32",
+            "contiguous",
+        ):
+            for threads in {cores, base.threads, 1} - {best.settings.threads}:
+                other = msgspec.structs.replace(best.settings, threads=threads)
+                if all(row.settings != other for row in self.rows):
+                    best = self._better(best, self.time(other))
         best = self._try_compiled(best)
         winner = self._confirm(best, first)
         winner.chosen = True
@@ -162,21 +172,28 @@ class Tuner:
         return other if other.total_seconds < best.total_seconds * (1 - MIN_GAIN) else best
 
     def _confirm(self, best: Row, first: Row) -> Row:
-        """Time the winner and eager fp32 once more, in turn."""
-        if best is first:
-            return first
-        trainers = {id(row): self._trainer(row.settings) for row in (best, first)}
-        again: dict[int, list[int]] = {id(best): [], id(first): []}
-        for row in (best, first):
-            self._steps(trainers[id(row)], row.settings, WARM_UP)
-        for _ in range(MIN_STEPS):
-            for row in (best, first):
-                again[id(row)] += self._steps(trainers[id(row)], row.settings, 2)
-        seconds = {key: statistics.median(values) / 1e9 for key, values in again.items()}
-        if best.compile_seconds + seconds[id(best)] * self.steps < seconds[id(first)] * self.steps:
+        """Time the winner, the runner-up and eager fp32 once more, in turn; the fastest over the steps left."""
+        limit = HOPELESS * _seconds(best)
+        others = [row for row in self.rows if row is not best and row is not first and not row.note]
+        rivals = [best, *sorted((row for row in others if _seconds(row) <= limit), key=_seconds)[:1]]
+        if best is not first:
+            rivals.append(first)
+        if len(rivals) == 1:
             return best
-        best.note = "its lead over eager fp32 did not repeat"
-        return first
+        trainers = [self._trainer(row.settings) for row in rivals]
+        again: list[list[int]] = [[] for _ in rivals]
+        for row, trainer in zip(rivals, trainers, strict=True):
+            self._steps(trainer, row.settings, WARM_UP)
+        for _ in range(MIN_STEPS):
+            for row, trainer, samples in zip(rivals, trainers, again, strict=True):
+                samples.extend(self._steps(trainer, row.settings, 2))
+        for row, samples in zip(rivals, again, strict=True):
+            row.samples_ns = samples
+            self._summarise(row)
+        fastest = min(rivals, key=_seconds)
+        if fastest is not best:
+            best.note = f"its lead over {'eager fp32' if fastest is first else fastest.name} did not repeat"
+        return fastest
 
     # ---- one candidate -----------------------------------------------------------------------
 
@@ -205,11 +222,11 @@ class Tuner:
             if row.settings.compile == "off" and min(samples) / 1e9 > HOPELESS * self._best_seconds:
                 break
             samples += self._steps(trainer, row.settings, MIN_STEPS)
+        row.samples_ns = samples
         step = statistics.median(samples) / 1e9
-        row.samples_ns, row.step_ms = samples, round(step * 1e3, 3)
         if row.settings.compile != "off":
             row.compile_seconds = round(max(0.0, began - begin + warm - WARM_UP * step), 3)
-        row.total_seconds = round(row.compile_seconds + step * self.steps, 3)
+        self._summarise(row)
         if not trainer.networks.finite():
             row.note = "unsound: NaN or infinite weights"
         elif not row.cosine >= MIN_COSINE:  # NaN is unsound too
@@ -218,6 +235,11 @@ class Tuner:
             row.note = "unsound: its gradients overflow, most updates are skipped"
         else:
             self._best_seconds = min(self._best_seconds, step)
+
+    def _summarise(self, row: Row) -> None:
+        step = statistics.median(row.samples_ns) / 1e9
+        row.step_ms = round(step * 1e3, 3)
+        row.total_seconds = round(row.compile_seconds + step * self.steps, 3)
 
     def _trainer(self, settings: Settings) -> Trainer:
         torch.set_num_threads(settings.threads)
@@ -270,6 +292,11 @@ def float16_slowdown() -> float:
             taken.append(time.perf_counter() - begin)
         seconds[dtype] = min(taken)
     return seconds[torch.float16] / seconds[torch.float32]
+
+
+def _seconds(row: Row) -> float:
+    """Of the steps left; infinite for a candidate that was not timed."""
+    return row.total_seconds if row.total_seconds is not None else math.inf
 
 
 def _skipped(before: dict[str, Any], after: dict[str, Any]) -> float:

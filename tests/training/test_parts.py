@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_run as tiny
@@ -346,6 +348,56 @@ def test_tuner_gives_up_on_a_candidate_that_is_far_behind(monkeypatch: pytest.Mo
     behind = tuner.time(settings)
     assert len(behind.samples_ns) == 3
     assert behind.step_ms is not None
+
+
+class Clockwork(Tuner):
+    """A tuner whose candidates take given times; something else slows the machine during the first timings."""
+
+    spoilt = 0
+    asked = 0
+
+    def _trainer(self, settings: Settings):  # type: ignore[no-untyped-def]
+        return SimpleNamespace(networks=SimpleNamespace(finite=lambda: True, scaler_states=dict))
+
+    def _direction(self, trainer: object) -> float:
+        return 1.0
+
+    def _steps(self, trainer: object, settings: Settings, count: int) -> list[int]:
+        self.asked += 1
+        faster = (1.7 if settings.precision == "bf16" else 1.0) * (1.6 if settings.threads == 2 else 1.0)
+        return [int(1e8 / faster * (3 if self.asked <= self.spoilt else 1))] * count
+
+
+@pytest.mark.parametrize("spoilt", [0, 2])
+def test_tuner_finds_the_best_threads_again_when_something_else_ran_during_the_first_timing(
+    spoilt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ganexport.training.autotune as module
+
+    monkeypatch.setattr(module, "float16_slowdown", lambda: 99.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    tuner = Clockwork(tiny.recipe(training={"steps": 50, "threads": 2}), tiny.images(), CPU, Reporter())
+    tuner.spoilt = spoilt  # spoilt: eager fp32 with 2 threads, so that 1 thread seems better
+    chosen = tuner.run()
+    assert (chosen.settings.precision, chosen.settings.threads) == ("bf16", 2)
+    assert sum(row.chosen for row in tuner.rows) == 1
+
+
+def test_tuner_takes_the_runner_up_when_the_lead_does_not_repeat() -> None:
+    tuner = Clockwork(tiny.recipe(training={"steps": 50}), tiny.images(), CPU, Reporter())
+    first = tuner.time(Settings("fp32", "off", "contiguous", 1))
+    fast = tuner.time(Settings("bf16", "off", "contiguous", 2))
+    lucky = tuner.time(Settings("fp32", "off", "channels_last", 2))
+    lucky.total_seconds = 0.9 * seconds_of(fast)
+    assert tuner._confirm(lucky, first) is fast
+    assert "did not repeat" in lucky.note
+    assert seconds_of(fast) < seconds_of(first)
+
+
+def seconds_of(row: object) -> float:
+    """The row's seconds, which it has."""
+    assert row.total_seconds is not None  # type: ignore[attr-defined]
+    return row.total_seconds  # type: ignore[attr-defined,no-any-return]
 
 
 @pytest.mark.parametrize(("slowdown", "tried"), [(20.0, False), (0.6, True)])
