@@ -222,7 +222,8 @@ class Discriminator(nn.Module):
             x = block(x)
             if str(index) in self.attention:
                 x = self.attention[str(index)](x)
-        features = relu(x).mean([2, 3])  # [N, C]
+        # Summed in SNGAN and SAGAN, whose bounded layers need the larger scale to reach the hinge; averaged in WGAN-GP.
+        features = relu(x).sum([2, 3]) if self.options.spectral else relu(x).mean([2, 3])  # [N, C]
         logits: Tensor = self.score(features).squeeze(1)  # [N]
         if self.embedding is not None:
             logits = logits + (self.embedding(labels) * features).sum(1)

@@ -157,3 +157,15 @@ def test_labels_change_the_picture():
             same = {key: value.expand(2, *value.shape[1:]) for key, value in extra.items()}
             images = generator.eval()(**{**same, "z": z, "labels": torch.tensor([0, 1])})
         assert (images[0] - images[1]).abs().max() > 1e-3, name
+
+
+@pytest.mark.parametrize("spectral", [True, False])
+def test_a_spectrally_normalised_critic_sums_over_positions_and_others_average(spectral):
+    critic = ARCHITECTURES.load("resnet").discriminator(options("resnet", 0, spectral=spectral)).eval()
+    seen = {}
+    critic.blocks[-1].register_forward_hook(lambda _, __, output: seen.update(map=output))
+    critic.score.register_forward_pre_hook(lambda _, inputs: seen.update(features=inputs[0]))
+    size, channels = critic.options.image_size, critic.options.channels
+    critic(torch.randn(2, channels, size, size))
+    positive = seen["map"].clamp(min=0)
+    torch.testing.assert_close(seen["features"], positive.sum([2, 3]) if spectral else positive.mean([2, 3]))
