@@ -35,9 +35,15 @@ def keep_vectors_wide(path: Path) -> int:
     layers = tree.getroot().findall("layers/layer")
     products = {layer: _products(layer) for layer in layers}
     limit = SMALL * sum(products.values())
-    marked = 0
-    for layer in layers:
-        if layer.get("type") in _STATIC or products[layer] > limit or not _is_vector(layer):
+    makers: dict[str | None, set[str | None]] = {}
+    for edge in tree.getroot().findall("edges/edge"):
+        makers.setdefault(edge.get("to-layer"), set()).add(edge.get("from-layer"))
+    marked, narrow = 0, set()
+    for layer in layers:  # makers before readers
+        if layer.get("type") in _STATIC or not _is_vector(layer):
+            continue
+        if products[layer] > limit or makers.get(layer.get("id"), set()) & narrow:
+            narrow.add(layer.get("id"))  # a large layer, and what follows it, is narrow up to the next image
             continue
         info = layer.find("rt_info")
         if info is None:

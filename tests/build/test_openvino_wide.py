@@ -74,11 +74,15 @@ def test_only_what_holds_a_vector_a_sample_is_marked(tmp_path: Path) -> None:
     assert not names & {"scaled", "wide_conv", "active", "last_conv", "z"}
 
 
-def test_a_matrix_product_with_much_of_the_work_is_left_alone(tmp_path: Path) -> None:
-    constants = {"m": np.ones((16, 64), np.float32)}
-    nodes = [helper.make_node("MatMul", ["z", "m"], ["y"], name="all_of_it")]
+def test_a_matrix_product_with_much_of_the_work_is_left_alone_and_so_is_its_activation(tmp_path: Path) -> None:
+    constants = {"m": np.ones((16, 64), np.float32), "n": np.ones((64, 32), np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["z", "m"], ["a"], name="large"),
+        helper.make_node("Tanh", ["a"], ["b"], name="active"),
+        helper.make_node("MatMul", ["b", "n"], ["y"], name="larger"),
+    ]
     z = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 16])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32])
     graph = helper.make_graph(nodes, "g", [z], [y], [numpy_helper.from_array(v, n) for n, v in constants.items()])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "m.onnx")
     path = tmp_path / "m.xml"
