@@ -74,8 +74,8 @@ def test_int8_outside_the_drift_is_refused_whatever_its_psnr():
 def test_a_small_change_reads_small_however_the_halves_fall():
     random = np.random.default_rng(3)
     for _ in range(8):
-        features = random.standard_normal((128, 32))
-        assert movement(features, features + 0.02) < 0.01
+        features = random.standard_normal((256, 8))
+        assert movement(features, features + 0.02) < 0.02
 
 
 def test_layouts_and_bytes_read_alike():
