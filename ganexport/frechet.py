@@ -100,15 +100,16 @@ def movement(reference: Features, candidate: Features) -> float | None:
 
     The yardstick is the distance between two halves of the reference's own pictures, the least that a perfect
     generator of this distribution would read: one half is then replaced by the candidate's pictures of the same
-    latents. Both halves are taken in turn, and each feature is scaled by the reference's spread.
+    latents. Both halves are taken in turn, and each feature is scaled by the reference's spread. The chance by which a
+    change moves one half nearer to the other moves the other half away from it: in the mean of both turns it cancels.
 
     Args:
         reference: [N, D], one row a latent.
         candidate: [N, D], of the same latents.
 
     Returns:
-        |d(candidate, other half) - d(reference, other half)| / d(reference, other half), the mean of both turns;
-        None for fewer than 64 pictures, or a reference whose pictures are all alike.
+        Size of the mean over both turns of (d(candidate, other half) - d(reference, other half)) / d(reference, other
+        half); None for fewer than 64 pictures, or a reference whose pictures are all alike.
     """
     if len(reference) < MIN_PICTURES or not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
         return None
@@ -120,8 +121,8 @@ def movement(reference: Features, candidate: Features) -> float | None:
     shares = []
     for one, other in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
         before = frechet_distance(truth[other], truth[one])
-        shares.append(abs(frechet_distance(truth[other], value[one]) - before) / before)
-    return float(np.mean(shares))
+        shares.append((frechet_distance(truth[other], value[one]) - before) / before)
+    return float(abs(np.mean(shares)))
 
 
 class Drift:

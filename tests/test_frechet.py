@@ -54,6 +54,30 @@ def test_the_same_pictures_do_not_move_it():
     assert found.frechet_drift == 0.0
 
 
+def test_int8_outside_the_drift_is_refused_whatever_its_psnr():
+    def certificate(change, precision):
+        engines = Engine(change), Engine()
+        return certify.certify(*engines, SPEC, precision, reference_name="r", runtime="t", min_psnr=10.0).certificate
+
+    def darker(image):
+        return image * 0.8 - 0.2
+
+    refused = certificate(darker, "int8")
+    assert refused.verdict == "fail"
+    assert refused.failures == (
+        f"it moves the Fréchet distance on paired latents by {refused.frechet_drift:.1%}, above 2%",
+    )
+    assert certificate(darker, "fp16").passed, "recorded only"
+    assert certificate(lambda image: np.rint(image * 127) / 127, "int8").passed
+
+
+def test_a_small_change_reads_small_however_the_halves_fall():
+    random = np.random.default_rng(3)
+    for _ in range(8):
+        features = random.standard_normal((256, 8))
+        assert movement(features, features + 0.02) < 0.02
+
+
 def test_layouts_and_bytes_read_alike():
     image = pictures(Z[:8])
     features = picture_features(image, "NCHW", (-1.0, 1.0))

@@ -235,6 +235,9 @@ class _Run:
         sizes = _distinct([s.sizes for s in self.done])
         shown = [dict(s) for s in seen]
         notes = _notes(self.done, skipped, budget)
+        drift, limit = self.drift.result(), tolerance(precision).max_drift
+        if drift is not None and limit is not None and not drift <= limit:
+            failures.append(f"it moves the Fréchet distance on paired latents by {drift:.1%}, above {limit:.0%}")
         certificate = Certificate(
             "fail" if failures else "pass",
             reference_name,
@@ -246,7 +249,7 @@ class _Run:
             self.deterministic,
             notes,
             tuple(failures),
-            self.drift.result(),
+            drift,
         )
         position = worst[2] if 0 <= worst[2] < len(sets) else 0
         return Outcome(certificate, sets[position], worst[1], max(worst[3], 0))

@@ -11,6 +11,7 @@ import msgspec
 
 from ganexport.build import onnx_file, openvino
 from ganexport.build.cost import Target
+from ganexport.build.openvino_wide import keep_vectors_wide
 from ganexport.build.options import BuildOptions
 from ganexport.build.rewrites import rewrite
 from ganexport.errors import GanExportError
@@ -204,8 +205,11 @@ class _Builder:
     ) -> Option:  # fmt: skip
         source = self._save(model, folder, "source.onnx")
         built = openvino.build(source, self.spec, source.parent, precision, BuildOptions())
+        file = source.parent / built.path
+        if precision != "fp32" and (count := keep_vectors_wide(file)):
+            passes = (*passes, f"fp32-vectors x{count}")
         return Option(
-            name, "openvino", "openvino", precision, str(source.parent / built.path), built.companions,
+            name, "openvino", "openvino", precision, str(file), built.companions,
             {"threads": cores(), **settings}, (*passes, *built.passes), dict(built.requires),
         )  # fmt: skip
 

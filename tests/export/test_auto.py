@@ -142,6 +142,32 @@ def test_only_graphs_that_differ_are_built(source: Path, tmp_path: Path) -> None
     assert variants(onnx.load(source))[0] == ""
 
 
+def test_low_precision_on_openvino_keeps_vectors_in_fp32(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    constants = {
+        "m": rng.standard_normal((16, 64)).astype(np.float32),
+        "axes": np.array([2, 3], np.int64),
+        "c": rng.standard_normal((1, 64, 16, 16)).astype(np.float32),
+        "w": rng.standard_normal((3, 64, 3, 3)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["z", "m"], ["s"]),
+        helper.make_node("Unsqueeze", ["s", "axes"], ["style"]),
+        helper.make_node("Mul", ["c", "style"], ["x"]),
+        helper.make_node("Conv", ["x", "w"], ["image"], pads=[1, 1, 1, 1]),
+    ]
+    values = [(tensor.name, list(tensor.shape)) for tensor in (*SPEC.inputs, *SPEC.outputs)]
+    z, image = (helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name, sizes in values)
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [z], [image], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    made = _Builder(model, tmp_path / "g.onnx", SPEC, tmp_path, 4, QUICK, lambda _text: None)
+    option = made._openvino("x", model, (), "x", "bf16", {})
+    wide = made._openvino("y", model, (), "y", "fp32", {})
+    assert any(name.startswith("fp32-vectors x") for name in option.passes), option.passes
+    assert not any(name.startswith("fp32-vectors") for name in wide.passes)
+
+
 def test_one_precision_only(source: Path, tmp_path: Path) -> None:
     made = auto(source, tmp_path / "a", msgspec.structs.replace(QUICK, precision="fp32", batches=(1,), goal="latency"))
     rows = made.manifest.report["auto"]["candidates"]
