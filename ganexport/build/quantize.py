@@ -6,6 +6,7 @@ symmetric weights, per-tensor unsigned activations). What is chosen here:
 - the range of every activation, from inputs drawn by the spec's own samplers: the largest values
   seen, a percentile, the entropy criterion (Migacz, "8-bit inference with TensorRT", GTC 2017), or the
   smallest mean squared error of the rounding; whichever gives the best pictures;
+- whether channels are equalised first (:mod:`ganexport.build.equalize`), where the graph as it is does not do;
 - which layers stay wide: the noise that each layer alone brings is measured, and those with the most
   noise for the least work are left in fp32 until the worst picture is good enough.
 """
@@ -17,8 +18,8 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,8 @@ class Quantized:
         psnr: dB of the worst judged sample.
         sensitivity: dB of the worst judged sample with only that node quantized.
         methods: dB of the worst judged sample by method tried, everything quantized.
+        variant: Label of the form of the graph that was quantized; "" for the one that was given.
+        unrounded: Outputs that no int8 layer reads are left unrounded, against the caller's wish.
     """
 
     model: onnx.ModelProto
@@ -83,12 +86,16 @@ class Quantized:
     psnr: float
     sensitivity: dict[str, float] = field(default_factory=dict)
     methods: dict[str, float] = field(default_factory=dict)
+    variant: str = ""
+    unrounded: bool = False
 
     @property
     def passes(self) -> tuple[str, ...]:
         """As the manifest names it."""
         kept = f", {len(self.wide)} layers wide" if self.wide else ""
-        return (f"int8 static {self.method}{kept}",)
+        form = f", {self.variant}" if self.variant else ""
+        exact = ", unrounded outputs (ONNX Runtime computes those layers in fp32)" if self.unrounded else ""
+        return (f"int8 static {self.method}{form}{kept}{exact}",)
 
 
 def unavailable() -> str | None:
@@ -110,6 +117,7 @@ def quantize(
     min_psnr: float | None = None,
     compute: Sequence[str] = COMPUTE,
     wide_outputs: bool = False,
+    variants: Iterable[tuple[str, onnx.ModelProto]] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Quantized:
     """Quantize the convolutions and matrix products of a fp32 model.
@@ -123,7 +131,9 @@ def quantize(
         min_psnr: dB that the worst picture must reach; the tolerance table's figure when None.
         compute: Operator types to quantize.
         wide_outputs: Do not round tensors that no quantized layer reads: OpenVINO computes
-            int8 x int8 -> fp32 in one kernel, ONNX Runtime needs the rounding to do so.
+            int8 x int8 -> fp32 in one kernel, ONNX Runtime needs the rounding to do so. It is done all the same
+            when nothing else reaches the figure, and recorded.
+        variants: (label, model): other forms of the same function, tried when the first is not good enough.
         progress: Told what happens.
 
     Raises:
@@ -138,21 +148,106 @@ def quantize(
     target = tolerance("int8").min_psnr if min_psnr is None else min_psnr
     say = progress or (lambda _text: None)
     with tempfile.TemporaryDirectory(prefix="ganexport-int8-") as folder, _silent():
-        work = _Work(model, spec, Path(folder), samples, tuple(compute), tuple(keep), wide_outputs)
-        if not work.nodes:
+
+        def work_on(number: int, label: str, form: onnx.ModelProto, *, wide: bool) -> _Work:
+            place = Path(folder) / f"{number}-{wide}"
+            place.mkdir()
+            return _Work(form, spec, place, samples, tuple(compute), tuple(keep), wide, label)
+
+        first = work_on(0, "", model, wide=wide_outputs)
+        if not first.nodes:
             raise ExportError(f"int8: no {', '.join(compute)} with constant weights to quantize")
         say(f"calibrating int8 on {samples} inputs")
-        by_method: dict[str, float] = {}
-        ranges = {}
+        trials: list[_Trial] = []
         for name in methods:
-            ranges[name] = work.ranges(name)
-            made = work.build(ranges[name], ())
-            by_method[name] = work.judge(made)
-            if by_method[name] >= target + MARGIN:
-                return Quantized(made, name, (), by_method[name], {}, by_method)
-        method = max(by_method, key=lambda name: by_method[name])
-        say(f"int8 reads {by_method[method]:.1f} dB: measuring each layer's noise")
-        return work.relax(ranges[method], method, target, by_method)
+            trials.append(_Trial(first, name))
+            if trials[-1].reached >= target + MARGIN:
+                return trials[-1].all_narrow({trial.method: trial.reached for trial in trials})
+        by_method = {trial.method: trial.reached for trial in trials}
+        best = max(trials, key=lambda trial: trial.reached)
+        forms, given = [best], {"": model}
+        for number, (label, form) in enumerate(variants, 1):
+            given[label] = form
+            say(f"int8 reads {best.reached:.1f} dB: {label}")
+            forms.append(_Trial(work_on(number, label, form, wide=wide_outputs), best.method))
+            if forms[-1].reached >= target + MARGIN:
+                return forms[-1].all_narrow(by_method)
+        forms.sort(key=lambda trial: -trial.reached)
+        say(f"int8 reads {forms[0].reached:.1f} dB: measuring each layer's noise")
+        close: list[Quantized] = []
+        for trial in forms:
+            if (made := trial.relax(target, by_method, close)) is not None:
+                return made
+        if not wide_outputs:
+            say("int8: leaving outputs unrounded")
+            label = forms[0].work.label
+            trial = _Trial(work_on(0, label, given[label], wide=True), best.method)
+            if (made := trial.relax(target, by_method, close, all_too=True)) is not None:
+                return replace(made, unrounded=True)
+        if close:
+            return max(close, key=lambda made: made.psnr)
+    raise ExportError(
+        f"int8 stays below {target:g} dB with any layer quantized (best method {best.method}, "
+        f"{best.reached:.1f} dB with all of them): use bf16 or fp16, or a lower --min-psnr"
+    )
+
+
+class _Trial:
+    """One form of the graph under one method of choosing ranges, everything quantized."""
+
+    def __init__(self, work: _Work, method: str) -> None:
+        self.work, self.method = work, method
+        self.ranges = work.ranges(method)
+        self.model = work.build(self.ranges, ())
+        self.reached = work.judge(self.model)
+
+    def all_narrow(self, by_method: dict[str, float]) -> Quantized:
+        """The model as it is."""
+        return Quantized(self.model, self.method, (), self.reached, {}, by_method, self.work.label)
+
+    def relax(
+        self, target: float, by_method: dict[str, float], close: list[Quantized], *, all_too: bool = False
+    ) -> Quantized | None:
+        """Leave layers wide, the most noise for the least work first, until the target is reached.
+
+        Args:
+            target: dB; :data:`MARGIN` more is wanted.
+            by_method: For the record.
+            close: Takes selections that reach the target without the margin.
+            all_too: Whether nothing wide is a selection to return.
+
+        Returns:
+            The first selection that is good enough; None without one.
+        """
+        work, ranges = self.work, self.ranges
+        if all_too and self.reached >= target + MARGIN:
+            return self.all_narrow(by_method)
+        few = max(1, len(work.judged) // 4)  # they only order the layers
+        alone = {
+            name: work.judge(work.build(ranges, [other for other in work.nodes if other != name]), few)
+            for name in work.nodes
+        }
+        total = sum(work.work.get(name, 0.0) for name in work.nodes) or 1.0
+        noise = {name: 0.0 if math.isinf(alone[name]) else 10 ** (-alone[name] / 10) for name in work.nodes}
+
+        def gain(name: str) -> float:
+            return noise[name] / (work.work.get(name, 0.0) / total + 0.02)
+
+        allowed = 10 ** (-(target + MARGIN) / 10)
+        wide: list[str] = []
+        for name in sorted(work.nodes, key=gain, reverse=True)[:-1]:
+            wide.append(name)
+            # Noises of layers add up, roughly: what is far from good enough need not be tried.
+            if sum(noise[other] for other in work.nodes if other not in wide) > HOPELESS * allowed:
+                continue
+            made = work.build(ranges, wide)
+            reached = work.judge(made)
+            found = Quantized(made, self.method, tuple(wide), reached, alone, by_method, work.label)
+            if reached >= target + MARGIN:
+                return found
+            if reached >= target:
+                close.append(found)
+        return None
 
 
 class _Work:
@@ -167,10 +262,11 @@ class _Work:
         compute: tuple[str, ...],
         keep: tuple[str, ...],
         wide_outputs: bool,
+        label: str = "",
     ) -> None:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        self.spec, self.folder, self.wide_outputs = spec, folder, wide_outputs
+        self.spec, self.folder, self.wide_outputs, self.label = spec, folder, wide_outputs, label
         self.source = folder / "source.onnx"
         import onnx
 
@@ -192,7 +288,7 @@ class _Work:
         self.work = _work_by_node(self.model)
         small = self._small()
         self.nodes = [name for name in self.nodes if name not in small]
-        self.sets = list(_draw(spec, CALIBRATION_SEED, samples))
+        self.sets = calibration_inputs(spec, samples)
         self.judged = list(_draw(spec, JUDGING_SEED, JUDGED))
         self.reference = [_run(self.model, feeds) for feeds in self.judged]
 
@@ -284,38 +380,6 @@ class _Work:
                 return -math.inf
             worst = min(worst, math.inf if result.worst_psnr is None else result.worst_psnr)
         return worst
-
-    def relax(
-        self, ranges: Mapping[str, tuple[float, float]], method: str, target: float, methods: dict[str, float]
-    ) -> Quantized:
-        """Leave layers wide, the most noise for the least work first, until the target is reached."""
-        few = max(1, len(self.judged) // 4)  # they only order the layers
-        alone = {
-            name: self.judge(self.build(ranges, [other for other in self.nodes if other != name]), few)
-            for name in self.nodes
-        }
-        total = sum(self.work.get(name, 0.0) for name in self.nodes) or 1.0
-
-        noise = {name: 0.0 if math.isinf(alone[name]) else 10 ** (-alone[name] / 10) for name in self.nodes}
-
-        def gain(name: str) -> float:
-            return noise[name] / (self.work.get(name, 0.0) / total + 0.02)
-
-        allowed = 10 ** (-(target + MARGIN) / 10)
-        wide: list[str] = []
-        for name in sorted(self.nodes, key=gain, reverse=True)[:-1]:
-            wide.append(name)
-            # Noises of layers add up, roughly: what is far from good enough need not be tried.
-            if sum(noise[other] for other in self.nodes if other not in wide) > HOPELESS * allowed:
-                continue
-            made = self.build(ranges, wide)
-            reached = self.judge(made)
-            if reached >= target + MARGIN:
-                return Quantized(made, method, tuple(wide), reached, alone, methods)
-        raise ExportError(
-            f"int8 stays below {target:g} dB with any layer quantized (best method {method}, "
-            f"{methods[method]:.1f} dB with all of them): use bf16 or fp16, or a lower --min-psnr"
-        )
 
 
 def _pair(values: Any) -> tuple[float, float]:
@@ -549,6 +613,15 @@ def _work_by_node(model: onnx.ModelProto) -> dict[str, float]:
         positions = sizes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0], [1])[2:]
         found[node.name] = float(math.prod(weights[node.input[1]]) * math.prod(positions))
     return found
+
+
+def calibration_inputs(spec: GeneratorSpec, samples: int) -> list[dict[str, Array]]:
+    """The inputs that ranges are taken from.
+
+    Raises:
+        UsageError: An input without a sampler.
+    """
+    return list(_draw(spec, CALIBRATION_SEED, samples))
 
 
 def _draw(spec: GeneratorSpec, seed: int, samples: int) -> Iterator[dict[str, Array]]:
