@@ -58,10 +58,26 @@ class PairedModule(torch.nn.Module):
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         super().__init__()
         self.graph_module = program.module(check_guards=False)
+        #: path of a complex weight → its two parts, which take its place
+        self.parts: dict[str, tuple[str, str]] = {}
+        paths = {str(node.target) for node in self.graph_module.graph.nodes if node.op == "get_attr"}
+        paths |= {name for name, _ in self.graph_module.named_parameters()}
+        paths |= {name for name, _ in self.graph_module.named_buffers()}
+        for number, path in enumerate(sorted(paths)):
+            owner, _, name = path.rpartition(".")
+            module = self.graph_module.get_submodule(owner)
+            value = getattr(module, name)
+            if not is_complex(value):
+                continue
+            delattr(module, name)
+            self.parts[path] = (f"real_{number}", f"imaginary_{number}")
+            for part, values in zip(self.parts[path], (value.detach().real, value.detach().imag), strict=True):
+                self.register_buffer(part, values.clone())
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """The program's outputs for its inputs."""
-        value = _PairInterpreter(self.graph_module).run(*inputs)
+        weights = {path: Pair(getattr(self, real), getattr(self, other)) for path, (real, other) in self.parts.items()}
+        value = _PairInterpreter(self.graph_module, weights).run(*inputs)
         if any(isinstance(item, Pair) for item in (value if isinstance(value, tuple | list) else [value])):
             raise ExportError(
                 "the module returns a complex tensor: return its parts, torch.view_as_real(x), or x.abs()"
@@ -70,6 +86,10 @@ class PairedModule(torch.nn.Module):
 
 
 class _PairInterpreter(torch.fx.Interpreter):
+    def __init__(self, module: torch.fx.GraphModule, weights: dict[str, Pair]) -> None:
+        super().__init__(module)
+        self.weights = weights
+
     def run_node(self, n: torch.fx.Node) -> Any:
         try:
             return super().run_node(n)
@@ -83,8 +103,7 @@ class _PairInterpreter(torch.fx.Interpreter):
             ) from None
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = super().get_attr(target, args, kwargs)
-        return _split(value) if is_complex(value) else value
+        return self.weights[target] if target in self.weights else super().get_attr(target, args, kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if not _mentions_complex((target, args, kwargs)):
@@ -177,12 +196,17 @@ def _add(a: Any, b: Any, alpha: Any = 1) -> Pair:
     b = _multiply(b, alpha) if alpha != 1 else b
     if not isinstance(a, Pair | complex):
         b = _pair(b)
-        return Pair(a + b.real, torch.zeros_like(a) + b.imaginary)
+        return Pair(a + b.real, _wide(b.imaginary, a))
     if not isinstance(b, Pair | complex):
         a = _pair(a)
-        return Pair(a.real + b, a.imaginary + torch.zeros_like(b) if isinstance(b, torch.Tensor) else a.imaginary)
+        return Pair(a.real + b, _wide(a.imaginary, b))
     a, b = _pair(a), _pair(b)
     return Pair(a.real + b.real, a.imaginary + b.imaginary)
+
+
+def _wide(value: Any, other: Any) -> Any:
+    """``value`` as wide as its sum with ``other``."""
+    return value + torch.zeros_like(other) if isinstance(other, torch.Tensor) else value
 
 
 def _negate(a: Any) -> Any:

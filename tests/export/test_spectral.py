@@ -15,7 +15,7 @@ from ganexport.export.prepared import prepare
 from ganexport.export.source import open_source
 
 
-@pytest.mark.parametrize("length", [None, 70, 90])
+@pytest.mark.parametrize("length", [None, 70, 85])
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize(("n_fft", "win_length"), [(16, 14), (15, 15), (16, None)])
@@ -42,6 +42,15 @@ def test_short_time_transforms_are_torchs(n_fft, win_length, normalized, center,
     assert mode.count == 2
     torch.testing.assert_close(again, back)
     torch.testing.assert_close(alone, back[0])
+
+
+def test_what_is_asked_for_beyond_the_last_frame_is_zero():
+    spectrum = torch.stft(torch.randn(2, 81), 16, 4, window=torch.hamming_window(16), return_complex=True)
+    wanted = torch.istft(spectrum, 16, 4, window=torch.hamming_window(16), length=100)
+    with SpectralAsConvolution():
+        made = torch.istft(spectrum, 16, 4, window=torch.hamming_window(16), length=100)
+    assert made.shape == wanted.shape == (2, 100)
+    torch.testing.assert_close(made, wanted)
 
 
 def test_what_has_no_such_form_is_left_to_torch():
@@ -85,7 +94,7 @@ FUNCTIONS = {
     "sgn": lambda m, x: torch.sgn(spectrum(x)).real,
     "conj": lambda m, x: (spectrum(x).conj() * spectrum(x)).real.sqrt(),
     "where": lambda m, x: torch.where(x > 0, spectrum(x), torch.zeros_like(spectrum(x))).abs(),
-    "matmul": lambda m, x: (spectrum(x) @ m.weight.mT).abs() + (x @ m.weight.mT).real,
+    "matmul": lambda m, x: (spectrum(x) @ m.weight.mT).abs() + (x.to(m.weight.dtype) @ m.weight.mT).real,
     "einsum": lambda m, x: torch.einsum("bij,ij->bi", spectrum(x), m.weight).abs(),
     "moving": lambda m, x: (
         torch.stack(
