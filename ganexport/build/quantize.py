@@ -165,25 +165,28 @@ def quantize(
                 return trials[-1].all_narrow({trial.method: trial.reached for trial in trials})
         by_method = {trial.method: trial.reached for trial in trials}
         best = max(trials, key=lambda trial: trial.reached)
-        forms, given = [best], {"": model}
+        given = {"": model}
         for number, (label, form) in enumerate(variants, 1):
             given[label] = form
             say(f"int8 reads {best.reached:.1f} dB: {label}")
-            forms.append(_Trial(work_on(number, label, form, wide=wide_outputs), best.method))
-            if forms[-1].reached >= target + MARGIN:
-                return forms[-1].all_narrow(by_method)
-        forms.sort(key=lambda trial: -trial.reached)
-        say(f"int8 reads {forms[0].reached:.1f} dB: measuring each layer's noise")
+            trials.append(_Trial(work_on(number, label, form, wide=wide_outputs), methods[0]))
+            if trials[-1].reached >= target + MARGIN:
+                return trials[-1].all_narrow(by_method)
+        # Every method has its turn: the one that does best with the noisiest layer in int8 need not without it.
+        trials.sort(key=lambda trial: -trial.reached)
+        say(f"int8 reads {trials[0].reached:.1f} dB: measuring each layer's noise")
         close: list[Quantized] = []
-        for trial in forms:
+        for trial in trials:
             if (made := trial.relax(target, by_method, close)) is not None:
                 return made
         if not wide_outputs:
             say("int8: leaving outputs unrounded")
-            label = forms[0].work.label
-            trial = _Trial(work_on(0, label, given[label], wide=True), best.method)
-            if (made := trial.relax(target, by_method, close, all_too=True)) is not None:
-                return replace(made, unrounded=True)
+            label = trials[0].work.label
+            exact = work_on(0, label, given[label], wide=True)
+            for name in dict.fromkeys((trials[0].method, methods[0])):
+                made = _Trial(exact, name).relax(target, by_method, close, all_too=True)
+                if made is not None:
+                    return replace(made, unrounded=True)
         if close:
             return max(close, key=lambda made: made.psnr)
     raise ExportError(

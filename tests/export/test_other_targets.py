@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from generators import GENERATORS
 
@@ -47,3 +49,16 @@ def test_auto(name, tmp_path):
     )  # fmt: skip
     assert any(file.certificate.verdict == "pass" for file in made.manifest.files)
     assert made.manifest.report
+
+
+TRAINED = sorted(path.parent.name for path in (Path(__file__).parents[2] / "models").glob("*/weights.safetensors"))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_trained_models_pass_their_tolerance_in_low_precision(name, precision, tmp_path):
+    made = convert(name, to="onnx", output=tmp_path / "out", precision=precision, verify_budget=60)
+    certificate = made.find("onnx", precision).certificate
+    assert certificate.verdict == "pass"
+    assert certificate.frechet_drift is not None
+    assert certificate.frechet_drift <= 0.02
