@@ -6,6 +6,7 @@ symmetric weights, per-tensor unsigned activations). What is chosen here:
 - the range of every activation, from inputs drawn by the spec's own samplers: the largest values
   seen, a percentile, the entropy criterion (Migacz, "8-bit inference with TensorRT", GTC 2017), or the
   smallest mean squared error of the rounding; whichever gives the best pictures;
+- whether channels are equalised first (:mod:`ganexport.build.equalize`), where the graph as it is does not do;
 - which layers stay wide: the noise that each layer alone brings is measured, and those with the most
   noise for the least work are left in fp32 until the worst picture is good enough.
 """
@@ -17,8 +18,8 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +43,17 @@ METHODS = ("minmax", "percentile", "mse", "entropy")
 CALIBRATION_SEED = 0xCA11
 #: Seed of the inputs on which methods and layers are judged: neither calibration's nor a certificate's.
 JUDGING_SEED = 0x1DEE
-#: Samples on which methods and layers are judged.
-JUDGED = 128
-#: dB above the wanted figure to aim at: a certificate looks at several times as many inputs, and the worst
-#: of 574 read 0.8 dB below the worst of 64 on DCGAN-64.
+#: Samples on which methods and layers are judged, at least and at most: the worst of 1,600 read 8 dB below the worst
+#: of 128 on dcgan-mnist, where one sample in 500 leaves the ranges of 64.
+JUDGED, JUDGED_MOST = 128, 1024
+#: Samples whose largest values make the "minmax" ranges, at most.
+RANGED_MOST = 2048
+#: Multiply-accumulates that a pass over such samples may take; costlier generators see fewer.
+PASS = 2e11
+#: dB above the wanted figure to aim at: a certificate looks at more inputs than the least that are judged.
 MARGIN = 1.5
+#: The same where as many as a certificate looks at are judged.
+SMALL_MARGIN, MANY = 0.5, 512
 #: Times the allowed noise from which a selection of layers is not tried.
 HOPELESS = 3.0
 PERCENTILE = 99.99
@@ -75,6 +82,8 @@ class Quantized:
         psnr: dB of the worst judged sample.
         sensitivity: dB of the worst judged sample with only that node quantized.
         methods: dB of the worst judged sample by method tried, everything quantized.
+        variant: Label of the form of the graph that was quantized; "" for the one that was given.
+        unrounded: Outputs that no int8 layer reads are left unrounded, against the caller's wish.
     """
 
     model: onnx.ModelProto
@@ -83,12 +92,16 @@ class Quantized:
     psnr: float
     sensitivity: dict[str, float] = field(default_factory=dict)
     methods: dict[str, float] = field(default_factory=dict)
+    variant: str = ""
+    unrounded: bool = False
 
     @property
     def passes(self) -> tuple[str, ...]:
         """As the manifest names it."""
         kept = f", {len(self.wide)} layers wide" if self.wide else ""
-        return (f"int8 static {self.method}{kept}",)
+        form = f", {self.variant}" if self.variant else ""
+        exact = ", unrounded outputs (ONNX Runtime computes those layers in fp32)" if self.unrounded else ""
+        return (f"int8 static {self.method}{form}{kept}{exact}",)
 
 
 def unavailable() -> str | None:
@@ -110,6 +123,7 @@ def quantize(
     min_psnr: float | None = None,
     compute: Sequence[str] = COMPUTE,
     wide_outputs: bool = False,
+    variants: Iterable[tuple[str, onnx.ModelProto]] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Quantized:
     """Quantize the convolutions and matrix products of a fp32 model.
@@ -123,7 +137,9 @@ def quantize(
         min_psnr: dB that the worst picture must reach; the tolerance table's figure when None.
         compute: Operator types to quantize.
         wide_outputs: Do not round tensors that no quantized layer reads: OpenVINO computes
-            int8 x int8 -> fp32 in one kernel, ONNX Runtime needs the rounding to do so.
+            int8 x int8 -> fp32 in one kernel, ONNX Runtime needs the rounding to do so. It is done all the same
+            when nothing else reaches the figure, and recorded.
+        variants: (label, model): other forms of the same function, tried when the first is not good enough.
         progress: Told what happens.
 
     Raises:
@@ -138,21 +154,115 @@ def quantize(
     target = tolerance("int8").min_psnr if min_psnr is None else min_psnr
     say = progress or (lambda _text: None)
     with tempfile.TemporaryDirectory(prefix="ganexport-int8-") as folder, _silent():
-        work = _Work(model, spec, Path(folder), samples, tuple(compute), tuple(keep), wide_outputs)
-        if not work.nodes:
+
+        def work_on(number: int, label: str, form: onnx.ModelProto, *, wide: bool) -> _Work:
+            place = Path(folder) / f"{number}-{wide}"
+            place.mkdir()
+            return _Work(form, spec, place, samples, tuple(compute), tuple(keep), wide, label)
+
+        first = work_on(0, "", model, wide=wide_outputs)
+        if not first.nodes:
             raise ExportError(f"int8: no {', '.join(compute)} with constant weights to quantize")
         say(f"calibrating int8 on {samples} inputs")
-        by_method: dict[str, float] = {}
-        ranges = {}
-        for name in methods:
-            ranges[name] = work.ranges(name)
-            made = work.build(ranges[name], ())
-            by_method[name] = work.judge(made)
-            if by_method[name] >= target + MARGIN:
-                return Quantized(made, name, (), by_method[name], {}, by_method)
-        method = max(by_method, key=lambda name: by_method[name])
-        say(f"int8 reads {by_method[method]:.1f} dB: measuring each layer's noise")
-        return work.relax(ranges[method], method, target, by_method)
+        forms: dict[str, onnx.ModelProto] = {"": model}
+
+        def trying() -> Iterator[_Trial]:
+            yield from (_Trial(first, name) for name in methods)
+            for number, (label, form) in enumerate(variants, 1):
+                say(f"int8 is not good enough yet: {label}")
+                forms[label] = form
+                yield _Trial(work_on(number, label, form, wide=wide_outputs), methods[0])
+
+        trials: list[_Trial] = []
+        for trial in trying():
+            trials.append(trial)
+            if trial.reached >= target + first.margin:
+                return trial.all_narrow(_by_method(trials))
+        by_method = _by_method(trials)
+        # Every method has its turn: the one that does best with the noisiest layer in int8 need not without it.
+        trials.sort(key=lambda trial: -trial.reached)
+        say(f"int8 reads {trials[0].reached:.1f} dB: measuring each layer's noise")
+        close: list[Quantized] = []
+        for trial in trials:
+            if (made := trial.relax(target, by_method, close)) is not None:
+                return made
+        if not wide_outputs:
+            say("int8: leaving outputs unrounded")
+            label = trials[0].work.label
+            exact = work_on(0, label, forms[label], wide=True)
+            for name in dict.fromkeys((trials[0].method, methods[0])):
+                made = _Trial(exact, name).relax(target, by_method, close, all_too=True)
+                if made is not None:
+                    return replace(made, unrounded=True)
+        if close:
+            return max(close, key=lambda made: made.psnr)
+    raise ExportError(
+        f"int8 stays below {target:g} dB with any layer quantized (best method {trials[0].method}, "
+        f"{trials[0].reached:.1f} dB with all of them): use bf16 or fp16, or a lower --min-psnr"
+    )
+
+
+def _by_method(trials: Sequence[_Trial]) -> dict[str, float]:
+    """What each method reached on the graph as it was given."""
+    return {trial.method: trial.reached for trial in trials if not trial.work.label}
+
+
+class _Trial:
+    """One form of the graph under one method of choosing ranges, everything quantized."""
+
+    def __init__(self, work: _Work, method: str) -> None:
+        self.work, self.method = work, method
+        self.ranges = work.ranges(method)
+        self.model = work.build(self.ranges, ())
+        self.reached = work.judge(self.model)
+
+    def all_narrow(self, by_method: dict[str, float]) -> Quantized:
+        """The model as it is."""
+        return Quantized(self.model, self.method, (), self.reached, {}, by_method, self.work.label)
+
+    def relax(
+        self, target: float, by_method: dict[str, float], close: list[Quantized], *, all_too: bool = False
+    ) -> Quantized | None:
+        """Leave layers wide, the most noise for the least work first, until the target is reached.
+
+        Args:
+            target: dB; a margin more is wanted.
+            by_method: For the record.
+            close: Takes selections that reach the target without the margin.
+            all_too: Whether nothing wide is a selection to return.
+
+        Returns:
+            The first selection that is good enough; None without one.
+        """
+        work, ranges = self.work, self.ranges
+        if all_too and self.reached >= target + work.margin:
+            return self.all_narrow(by_method)
+        few = max(1, len(work.judged) // 4)  # they only order the layers
+        alone = {
+            name: work.judge(work.build(ranges, [other for other in work.nodes if other != name]), few)
+            for name in work.nodes
+        }
+        total = sum(work.work.get(name, 0.0) for name in work.nodes) or 1.0
+        noise = {name: 0.0 if math.isinf(alone[name]) else 10 ** (-alone[name] / 10) for name in work.nodes}
+
+        def gain(name: str) -> float:
+            return noise[name] / (work.work.get(name, 0.0) / total + 0.02)
+
+        allowed = 10 ** (-(target + work.margin) / 10)
+        wide: list[str] = []
+        for name in sorted(work.nodes, key=gain, reverse=True)[:-1]:
+            wide.append(name)
+            # Noises of layers add up, roughly: what is far from good enough need not be tried.
+            if sum(noise[other] for other in work.nodes if other not in wide) > HOPELESS * allowed:
+                continue
+            made = work.build(ranges, wide)
+            reached = work.judge(made)
+            found = Quantized(made, self.method, tuple(wide), reached, alone, by_method, work.label)
+            if reached >= target + work.margin:
+                return found
+            if reached >= target:
+                close.append(found)
+        return None
 
 
 class _Work:
@@ -167,10 +277,11 @@ class _Work:
         compute: tuple[str, ...],
         keep: tuple[str, ...],
         wide_outputs: bool,
+        label: str = "",
     ) -> None:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        self.spec, self.folder, self.wide_outputs = spec, folder, wide_outputs
+        self.spec, self.folder, self.wide_outputs, self.label = spec, folder, wide_outputs, label
         self.source = folder / "source.onnx"
         import onnx
 
@@ -192,8 +303,13 @@ class _Work:
         self.work = _work_by_node(self.model)
         small = self._small()
         self.nodes = [name for name in self.nodes if name not in small]
-        self.sets = list(_draw(spec, CALIBRATION_SEED, samples))
-        self.judged = list(_draw(spec, JUDGING_SEED, JUDGED))
+        self.sets = calibration_inputs(spec, samples)
+        cost = sum(self.work.values()) * math.prod(size for name, size in spec.sizes().items() if name != BATCH)
+        affordable = int(PASS / max(cost, 1.0))
+        self.ranged = max(samples, min(RANGED_MOST, affordable))
+        judged = max(JUDGED, min(JUDGED_MOST, affordable))
+        self.margin = SMALL_MARGIN if judged >= MANY else MARGIN
+        self.judged = list(_draw(spec, JUDGING_SEED, judged))
         self.reference = [_run(self.model, feeds) for feeds in self.judged]
 
     def _small(self) -> set[str]:
@@ -224,7 +340,9 @@ class _Work:
             calibrate_method=kinds.get(method, CalibrationMethod.Percentile),
             extra_options=extra,
         )
-        calibrator.collect_data(_Reader(self.sets))
+        # Histograms keep every value that they have seen; largest values need no memory.
+        many = _draw(self.spec, CALIBRATION_SEED, self.ranged)
+        calibrator.collect_data(_Reader(many if method == "minmax" else self.sets))
         if method == "mse":
             histograms = calibrator.collector.histogram_dict
             return {
@@ -285,38 +403,6 @@ class _Work:
             worst = min(worst, math.inf if result.worst_psnr is None else result.worst_psnr)
         return worst
 
-    def relax(
-        self, ranges: Mapping[str, tuple[float, float]], method: str, target: float, methods: dict[str, float]
-    ) -> Quantized:
-        """Leave layers wide, the most noise for the least work first, until the target is reached."""
-        few = max(1, len(self.judged) // 4)  # they only order the layers
-        alone = {
-            name: self.judge(self.build(ranges, [other for other in self.nodes if other != name]), few)
-            for name in self.nodes
-        }
-        total = sum(self.work.get(name, 0.0) for name in self.nodes) or 1.0
-
-        noise = {name: 0.0 if math.isinf(alone[name]) else 10 ** (-alone[name] / 10) for name in self.nodes}
-
-        def gain(name: str) -> float:
-            return noise[name] / (self.work.get(name, 0.0) / total + 0.02)
-
-        allowed = 10 ** (-(target + MARGIN) / 10)
-        wide: list[str] = []
-        for name in sorted(self.nodes, key=gain, reverse=True)[:-1]:
-            wide.append(name)
-            # Noises of layers add up, roughly: what is far from good enough need not be tried.
-            if sum(noise[other] for other in self.nodes if other not in wide) > HOPELESS * allowed:
-                continue
-            made = self.build(ranges, wide)
-            reached = self.judge(made)
-            if reached >= target + MARGIN:
-                return Quantized(made, method, tuple(wide), reached, alone, methods)
-        raise ExportError(
-            f"int8 stays below {target:g} dB with any layer quantized (best method {method}, "
-            f"{methods[method]:.1f} dB with all of them): use bf16 or fp16, or a lower --min-psnr"
-        )
-
 
 def _pair(values: Any) -> tuple[float, float]:
     low, high = values
@@ -326,7 +412,7 @@ def _pair(values: Any) -> tuple[float, float]:
 class _Reader:
     """Calibration inputs one after the other, as onnxruntime's calibrators read them."""
 
-    def __init__(self, sets: Sequence[dict[str, Array]]) -> None:
+    def __init__(self, sets: Iterable[dict[str, Array]]) -> None:
         self._left = iter(sets)
 
     def get_next(self) -> dict[str, Array] | None:
@@ -549,6 +635,15 @@ def _work_by_node(model: onnx.ModelProto) -> dict[str, float]:
         positions = sizes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0], [1])[2:]
         found[node.name] = float(math.prod(weights[node.input[1]]) * math.prod(positions))
     return found
+
+
+def calibration_inputs(spec: GeneratorSpec, samples: int) -> list[dict[str, Array]]:
+    """The inputs that ranges are taken from.
+
+    Raises:
+        UsageError: An input without a sampler.
+    """
+    return list(_draw(spec, CALIBRATION_SEED, samples))
 
 
 def _draw(spec: GeneratorSpec, seed: int, samples: int) -> Iterator[dict[str, Array]]:

@@ -11,6 +11,7 @@ import torch
 
 from ganexport.build.options import BuildOptions, Built, file_name
 from ganexport.errors import ExportError, MissingDependencyError
+from ganexport.export.prepare.recurrent import refuse
 from ganexport.export.prepared import Prepared
 
 PRECISIONS = ("fp32",)
@@ -34,6 +35,8 @@ def export(
     """
     if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
         raise MissingDependencyError("AOTInductor compiles C++: install a compiler (g++), or use --to onnx")
+    if reason := refuse(program, "AOTInductor"):
+        raise ExportError(reason)
     from torch._inductor import aoti_compile_and_package
 
     name = file_name("pt2", precision)

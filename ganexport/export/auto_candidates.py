@@ -214,11 +214,19 @@ class _Builder:
         )  # fmt: skip
 
     def _int8(self, backend: str, variant: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-        from ganexport.build.quantize import quantize
+        from ganexport.build.equalize import equalised_forms
+        from ganexport.build.quantize import calibration_inputs, quantize
 
-        model, passes = rewrite(self.model, Target(backend, "int8", self.batch), options=VARIANTS[variant])
+        target, samples = Target(backend, "int8", self.batch), self.wanted.calibration_samples
+        model, passes = rewrite(self.model, target, options=VARIANTS[variant])
+        folded = rewrite(self.model, target, passes=("remove-dead", "fold-batch-norm", "fold-scale"))[0]
+        forms = equalised_forms(
+            folded,
+            lambda: calibration_inputs(self.spec, samples),
+            lambda form: rewrite(form, target, options=VARIANTS[variant])[0],
+        )
         made = quantize(
-            model, self.spec, samples=self.wanted.calibration_samples, min_psnr=self.wanted.min_psnr,
+            model, self.spec, samples=samples, min_psnr=self.wanted.min_psnr, variants=forms,
             wide_outputs=backend == "openvino", progress=self.say,
         )  # fmt: skip
         return made.model, (*passes, *made.passes)

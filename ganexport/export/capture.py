@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.fx.traceback
 
 from ganexport.errors import ExportError
+from ganexport.export.complex_pairs import PairedModule, has_complex, is_complex
 from ganexport.export.prepare._location import foreign, innermost
 from ganexport.export.wrapped import Wrapped, tensors_of
 from ganexport.seeding import latents
@@ -81,7 +83,13 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
-            return torch.export.export(function, inputs, dynamic_shapes=dynamic_shapes(spec), strict=False)
+            program = torch.export.export(function, inputs, dynamic_shapes=dynamic_shapes(spec), strict=False)
+            if not has_complex(program):
+                return program
+            paired = PairedModule(program)
+            function.seen.complex = sum(is_complex(node.meta.get("val")) for node in program.graph.nodes)
+            with torch.fx.traceback.preserve_node_meta():
+                return torch.export.export(paired, inputs, dynamic_shapes=dynamic_shapes(spec), strict=False)
     except ExportError:
         raise
     except Exception as error:  # noqa: BLE001 - torch.export raises dozens of classes
@@ -160,7 +168,8 @@ def _specialised(text: str, at: str, spec: GeneratorSpec) -> ExportError:
         if fixed := re.search(rf"\n\s*{symbol}\s*=\s*(\d+)\s*(?:\n|$)", text):
             size = int(fixed.group(1)) * dim.step
             return ExportError(
-                f"{at}the code fixes {dim.name} (to {size}), for instance by int(), len() or a table of that size; "
+                f"{at}the code fixes {dim.name} (to {size}), for instance by int(), len(), a loop or a "
+                "table of that size; "
                 f"keep it symbolic (x.shape[…] as it is), or export the one size: --dim {dim.name}={size}"
             )
         if multiple := re.search(rf"\n\s*{symbol}\s*=\s*(\d+)\s*\*", text):

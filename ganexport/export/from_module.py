@@ -65,6 +65,14 @@ def _rewritten(prepared: Prepared) -> tuple[str, ...]:
         lines.append(f"four-dimensional-attention: {seen.attention} attentions given a head axis")
     if seen.linspace:
         lines.append(f"symbolic-linspace: {seen.linspace} grids whose size follows the input's")
+    if seen.fold:
+        lines.append(f"fold-convolution: {seen.fold} folds as transposed convolutions")
+    if seen.recurrent:
+        lines.append(f"free-length-recurrence: {seen.recurrent} recurrent layers kept whole")
+    if seen.spectral:
+        lines.append(f"spectral-convolution: {seen.spectral} short-time Fourier transforms as convolutions")
+    if seen.complex:
+        lines.append(f"complex-pairs: {seen.complex} complex tensors as real and imaginary parts")
     return tuple(lines)
 
 

@@ -51,35 +51,22 @@ def lower(
     publication.say(f"making {precision}")
     if "trt" in wanted and precision == "bf16" and not matching(model, ["ConvTranspose"]):
         keep = (*keep, "ConvTranspose")  # TensorRT-RTX 1.7 has no bf16 deconvolution
-    built = _make(publication, source, model, precision, keep, symmetric="trt" in wanted)
+    built = _make(publication, source, model, precision, keep, wanted)
     certificate, picture = _certify(publication, built, precision, seen)
     hint = _hint(publication, model, built, precision) if certificate.failures else ""
     return built, precision, certificate, picture, hint
 
 
 def _make(
-    publication: Publication, source: Built, model: Any, precision: str, keep: Sequence[str], *, symmetric: bool = False
+    publication: Publication, source: Built, model: Any, precision: str, keep: Sequence[str], wanted: Sequence[str] = ()
 ) -> Built:
     folder = publication.folder
     name = file_name("onnx", precision)
     path = folder / name
     passes = (*source.passes, f"precision-{precision}", *([f"keep-fp32: {', '.join(keep)}"] if keep else []))
     if precision == "int8":
-        from ganexport.build.cost import Target
-        from ganexport.build.quantize import quantize
-        from ganexport.build.rewrites import rewrite
-
-        settings = publication.settings
-        rewrites: tuple[str, ...] = ()
-        if not keep and not symmetric:  # TensorRT runs transposed convolutions as they are; "keep" names their nodes
-            model, rewrites = rewrite(model, Target("onnxruntime", "int8"))
-        made_int8 = quantize(
-            model, publication.spec, samples=settings.options.calibration_samples, keep=keep,
-            min_psnr=settings.min_psnr, progress=publication.say,
-        )  # fmt: skip
-        made, passes = made_int8.model, (*source.passes, *rewrites, *made_int8.passes)
-        if symmetric and (count := symmetric_activations(made)):
-            passes += (f"symmetric-activations: {count} nodes",)
+        made, passes = _int8(publication, model, keep, wanted)
+        passes = (*source.passes, *passes)
     else:
         made = low_precision(model, precision, keep)
     onnx_file.sort_nodes(made)
@@ -88,6 +75,39 @@ def _make(
     onnx_file.check_model(path)
     opset = str(max(e.version for e in made.opset_import if e.domain in ("", "ai.onnx")))
     return Built(name, companions, {"opset": opset}, passes)
+
+
+def _int8(
+    publication: Publication, model: Any, keep: Sequence[str], wanted: Sequence[str]
+) -> tuple[Any, tuple[str, ...]]:
+    """The QDQ model and its lines for the manifest."""
+    from ganexport.build.cost import Target
+    from ganexport.build.equalize import equalised_forms
+    from ganexport.build.quantize import calibration_inputs, quantize
+    from ganexport.build.rewrites import rewrite
+
+    spec, samples = publication.spec, publication.settings.options.calibration_samples
+    target = Target("onnxruntime", "int8")
+    symmetric = "trt" in wanted
+    # TensorRT runs transposed convolutions as they are; "keep" names nodes of the graph as it is.
+    rewritten = not keep and not symmetric
+
+    def finish(form: Any) -> Any:
+        return rewrite(form, target)[0] if rewritten else form
+
+    first, rewrites = rewrite(model, target) if rewritten else (model, ())
+    folded = model if keep else rewrite(model, target, passes=("remove-dead", "fold-batch-norm", "fold-scale"))[0]
+    made = quantize(
+        first, spec, samples=samples, keep=keep, min_psnr=publication.settings.min_psnr,
+        # OpenVINO and TensorRT compute int8 x int8 -> fp32; ONNX Runtime's convolutions have to round.
+        wide_outputs=bool({"trt", "openvino"} & set(wanted)) and "onnx" not in wanted,
+        variants=equalised_forms(folded, lambda: calibration_inputs(spec, samples), finish),
+        progress=publication.say,
+    )  # fmt: skip
+    passes = (*rewrites, *made.passes)
+    if symmetric and (count := symmetric_activations(made.model)):
+        passes += (f"symmetric-activations: {count} nodes",)
+    return made.model, passes
 
 
 def _certify(

@@ -14,6 +14,7 @@ import torch
 from ganexport.build import onnx_file
 from ganexport.build.options import BuildOptions, Built, file_name
 from ganexport.errors import ExportError
+from ganexport.export.prepare.recurrent import onnx_forms
 from ganexport.export.prepared import Prepared
 
 #: The exporter writes fp32; other precisions are made on its graph.
@@ -77,6 +78,7 @@ def _run_exporter(prepared: Prepared, program: torch.export.ExportedProgram, ops
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
                 opset_version=opset,
+                custom_translation_table=onnx_forms(),
                 optimize=True,
                 verbose=False,
             )

@@ -71,6 +71,7 @@ def prepare(
         raise UsageError(f"--noise {noise!r}: choose {', '.join(MODES)}")
     source, baked = bake_truncation(source, truncation, mapping)
     _evaluation(source.module)
+    widened = _full_precision(source.module)
     names = [tensor.name for tensor in source.spec.inputs]
     original = Wrapped(source.module, names, source.call, rewrite=False)
     found = probe(original, source.spec, declared)
@@ -79,11 +80,13 @@ def prepare(
     finish, spec = _uint8(spec) if uint8 else (None, spec)
     supply, spec = _supply_noise(found, spec, noise)
     changed = _copy(source.module)
-    passes = prepare_module(changed)
+    passes = [*widened, *prepare_module(changed)]
     reference = Wrapped(source.module, names, source.call, rewrite=False, finish=finish, **supply)
     function = Wrapped(changed, names, source.call, rewrite=True, finish=finish, **supply)
     if original.seen.autocast:
         passes.append(f"autocast-off: {original.seen.autocast} regions of forward run in fp32")
+    if original.seen.half:
+        passes.append(f"half-casts-off: {original.seen.half} casts of forward to half precision stay in fp32")
     if found.draws:
         passes.append(f"noise-{noise}: {len(found.draws)} random calls, first {found.draws[0].where}")
     passes += baked
@@ -93,6 +96,22 @@ def prepare(
 def _evaluation(module: torch.nn.Module) -> None:
     module.eval()
     module.requires_grad_(False)
+
+
+def _full_precision(module: torch.nn.Module) -> list[str]:
+    """Half-precision weights as fp32 ones of the same values: --precision says what is wanted, on the graph."""
+    low = [
+        tensor.dtype for tensor in (*module.parameters(), *module.buffers())
+        if tensor.dtype in (torch.float16, torch.bfloat16)
+    ]  # fmt: skip
+    if not low:
+        return []
+    for child in module.modules():
+        for tensors in (child._parameters, child._buffers):
+            for tensor in tensors.values():
+                if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16):
+                    tensor.data = tensor.data.float()
+    return [f"float32-weights: {len(low)} tensors of {str(low[0]).removeprefix('torch.')}"]
 
 
 def _copy(module: torch.nn.Module) -> torch.nn.Module:

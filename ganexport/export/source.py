@@ -193,7 +193,7 @@ def _call_factory(text: str) -> Any:
     import importlib
 
     package, _, name = text.partition(":")
-    with _current_directory_importable():
+    with _current_directory_importable(), _plain_python():
         try:
             module = importlib.import_module(package)
         except ImportError as error:
@@ -225,6 +225,23 @@ def _told(error: BaseException) -> str:
     where = innermost(error.__traceback__)
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}{f' ({where})' if where else ''}"
+
+
+@contextlib.contextmanager
+def _plain_python() -> Any:
+    """``torch.jit.script`` and ``torch.jit.trace`` hand back what they are given.
+
+    Scripted helpers (a fused activation, say) hide their operators from torch.export, and the same code runs
+    without them.
+    """
+    from torch.jit import _state
+
+    enabled = _state._enabled.enabled
+    _state.disable()
+    try:
+        yield
+    finally:
+        _state._enabled.enabled = enabled
 
 
 @contextlib.contextmanager

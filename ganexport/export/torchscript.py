@@ -12,6 +12,7 @@ from ganexport.artifact import writing
 from ganexport.build.options import BuildOptions, Built, file_name
 from ganexport.errors import ExportError
 from ganexport.export.capture import example_inputs, example_sizes
+from ganexport.export.prepare.recurrent import refuse
 from ganexport.export.prepared import Prepared
 from ganexport.export.wrapped import tensors_of
 from ganexport.seeding import latents
@@ -75,6 +76,8 @@ def _trace(prepared: Prepared) -> Any:
 
 
 def _script(program: torch.export.ExportedProgram) -> Any:
+    if refuse(program, "TorchScript"):
+        return None
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

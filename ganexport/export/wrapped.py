@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,35 +14,52 @@ import torch
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.prepare._location import innermost
 from ganexport.export.prepare.attention import FourDimensionalAttention
-from ganexport.export.prepare.autocast import without_autocast
+from ganexport.export.prepare.autocast import FullPrecision, without_autocast
 from ganexport.export.prepare.autograd_functions import plain_functions
 from ganexport.export.prepare.distributions import unchecked_distributions
+from ganexport.export.prepare.fold import FoldAsConvolution
 from ganexport.export.prepare.linspace import SymbolicLinspace
 from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
 from ganexport.export.prepare.randomness import Draw, Randomness
+from ganexport.export.prepare.recurrent import FreeLengthRecurrence
+from ganexport.export.prepare.spectral import SpectralAsConvolution
 from ganexport.spec import GeneratorSpec, TensorSpec
 
 Array = np.ndarray[Any, Any]
 
 
 def flatten_outputs(value: Any) -> tuple[list[str] | None, tuple[torch.Tensor, ...]]:
-    """Tensors of a module's result in its order, with their names where it is a mapping.
+    """Tensors of a module's result in its order, with their names where it is a mapping or a dataclass.
+
+    What is nested gets dotted names: ``{"features": [a, b]}`` is ``features.0`` and ``features.1``.
 
     Raises:
-        ExportError: Something else than tensors, tuples, lists or mappings of tensors.
+        ExportError: There is no tensor in it.
     """
     if isinstance(value, torch.Tensor):
         return None, (value,)
+    found = list(_leaves(value))
+    if not found:
+        raise ExportError(f"the module returns {type(value).__name__}; return a tensor, a tuple or a dict of tensors")
+    named = not isinstance(value, tuple | list) or hasattr(value, "_fields")
+    return [name for name, _ in found] if named else None, tuple(tensor for _, tensor in found)
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """(dotted name, tensor) of everything nested in a result; what is no tensor is left out."""
+    if isinstance(value, torch.Tensor):
+        yield prefix, value
+        return
     if isinstance(value, Mapping):
-        named = {str(k): v for k, v in value.items() if isinstance(v, torch.Tensor)}
-        if named:
-            return list(named), tuple(named.values())
-    if isinstance(value, tuple | list):
-        tensors = tuple(v for v in value if isinstance(v, torch.Tensor))
-        if tensors:
-            names = getattr(value, "_fields", None)
-            return (list(names) if names and len(names) == len(tensors) else None), tensors
-    raise ExportError(f"the module returns {type(value).__name__}; return a tensor, a tuple or a dict of tensors")
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, tuple | list):
+        items = list(zip(getattr(value, "_fields", None) or map(str, range(len(value))), value, strict=True))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    else:
+        return
+    for key, item in items:
+        yield from _leaves(item, f"{prefix}.{key}" if prefix else key)
 
 
 class Seen:
@@ -51,7 +69,12 @@ class Seen:
         rewritten: Per-sample convolutions that were rewritten.
         attention: Attentions of rank 2 or 3 that were given the missing axes.
         linspace: linspaces of a symbolic number of steps that were rewritten.
+        fold: Folds that became transposed convolutions.
+        recurrent: Recurrent layers over a symbolic length that were kept whole.
+        spectral: Short-time Fourier transforms that were rewritten, inverse ones included.
+        complex: Complex tensors that a captured graph held before they became pairs.
         autocast: Autocast regions that were switched off.
+        half: Casts to half precision that were switched off.
         draws: Random calls, in order.
     """
 
@@ -59,7 +82,12 @@ class Seen:
         self.rewritten = 0
         self.attention = 0
         self.linspace = 0
+        self.fold = 0
+        self.recurrent = 0
+        self.spectral = 0
+        self.complex = 0
         self.autocast = 0
+        self.half = 0
         self.draws: list[Draw] = []
 
 
@@ -107,18 +135,27 @@ class Wrapped(torch.nn.Module):
         if self.noise_inputs:
             inputs, noise = inputs[: -self.noise_inputs], inputs[-self.noise_inputs :]
         with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # what torch.compile wraps runs as written
             stack.enter_context(plain_functions())
             stack.enter_context(unchecked_distributions())
             autocast = stack.enter_context(without_autocast())
+            precise = stack.enter_context(FullPrecision())
             convolution = stack.enter_context(PerSampleConvolution()) if self.rewrite else None
             attention = stack.enter_context(FourDimensionalAttention()) if self.rewrite else None
             linspace = stack.enter_context(SymbolicLinspace()) if self.rewrite else None
+            fold = stack.enter_context(FoldAsConvolution()) if self.rewrite else None
+            recurrent = stack.enter_context(FreeLengthRecurrence()) if self.rewrite else None
+            spectral = stack.enter_context(SpectralAsConvolution()) if self.rewrite else None
             randomness = stack.enter_context(Randomness(self._supply(noise)))
             value = self.invoke(self.module, inputs, self.call)
         self.seen.rewritten = convolution.count if convolution else 0
         self.seen.attention = attention.count if attention else 0
         self.seen.linspace = linspace.count if linspace else 0
+        self.seen.fold = fold.count if fold else 0
+        self.seen.recurrent = recurrent.count if recurrent else 0
+        self.seen.spectral = spectral.count if spectral else 0
         self.seen.autocast = autocast.count
+        self.seen.half = precise.count
         self.seen.draws = randomness.draws
         _, tensors = flatten_outputs(value)
         if self.finish is not None:
@@ -134,19 +171,42 @@ class Wrapped(torch.nn.Module):
 
 
 class Invocation:
-    """How a module is called with inputs of these names: by keyword where forward has them all, else by position."""
+    """How a module is called with inputs of these names: by keyword where forward has them all, else by position.
+
+    A dotted name is part of a nested argument: ``batch.image`` is the entry "image" of a dict, ``styles.0`` the first
+    entry of a list.
+    """
 
     def __init__(self, module: torch.nn.Module, names: list[str]) -> None:
         self.names = list(names)
-        self.by_keyword = _takes_keywords(module, names)
+        self.arguments = list(dict.fromkeys(name.partition(".")[0] for name in names))
+        self.by_keyword = _takes_keywords(module, self.arguments)
 
     def __call__(
         self, module: Callable[..., Any], inputs: tuple[torch.Tensor, ...], keywords: Mapping[str, Any]
     ) -> Any:
         """The module's result."""
+        arguments = _nested(zip(self.names, inputs, strict=True))
         if self.by_keyword:
-            return module(**dict(zip(self.names, inputs, strict=True)), **keywords)
-        return module(*inputs, **keywords)
+            return module(**arguments, **keywords)
+        return module(*arguments.values(), **keywords)
+
+
+def _nested(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Values by dotted names as dicts of dicts, and of lists where the keys are 0, 1, …"""
+    found: dict[str, Any] = {}
+    deeper: dict[str, list[tuple[str, Any]]] = {}
+    for name, value in items:
+        first, dot, rest = name.partition(".")
+        if dot:
+            deeper.setdefault(first, []).append((rest, value))
+            found.setdefault(first, None)
+        else:
+            found[first] = value
+    for name, parts in deeper.items():
+        inner = _nested(parts)
+        found[name] = list(inner.values()) if list(inner) == [str(i) for i in range(len(inner))] else inner
+    return found
 
 
 def _takes_keywords(module: torch.nn.Module, names: list[str]) -> bool:

@@ -18,11 +18,13 @@ from ganexport.errors import ExportError
 from ganexport.export.prepare import evaluation_mode, prepare_module
 from ganexport.export.prepare import parametrizations as strip
 from ganexport.export.prepare.attention import FourDimensionalAttention
-from ganexport.export.prepare.autocast import without_autocast
+from ganexport.export.prepare.autocast import FullPrecision, without_autocast
 from ganexport.export.prepare.autograd_functions import plain_functions
+from ganexport.export.prepare.fold import FoldAsConvolution
 from ganexport.export.prepare.linspace import SymbolicLinspace
 from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
 from ganexport.export.prepare.randomness import Randomness, refuse
+from ganexport.export.prepare.recurrent import FreeLengthRecurrence
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,27 @@ def test_attention_of_any_rank_equals_its_four_dimensional_form(rank, mask):
     torch.testing.assert_close(made, wanted)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 1),
+    st.integers(1, 2), st.integers(3, 8), st.booleans(),
+)  # fmt: skip
+def test_fold_equals_the_transposed_convolution(batch, channels, high, wide, stride, padding, dilation, size, batched):
+    torch.manual_seed(batch)
+    kernel, output = (high, wide), (size, size + 1)
+    spans = [n + 2 * padding - dilation * (k - 1) - 1 for n, k in zip(output, kernel, strict=True)]
+    if min(spans) < 0:
+        return
+    patches = (spans[0] // stride + 1) * (spans[1] // stride + 1)
+    x = torch.randn(batch, channels * high * wide, patches, dtype=torch.float64)
+    x = x if batched else x[0]
+    wanted = F.fold(x, output, kernel, dilation, padding, stride)
+    with FoldAsConvolution() as mode:
+        made = F.fold(x, output, kernel, dilation=dilation, padding=padding, stride=stride)
+    assert mode.count == (not any(span % stride for span in spans)), "a rest is left to torch"
+    torch.testing.assert_close(made, wanted)
+
+
 CALLS = {
     "randn": lambda x: torch.randn(2, 3),
     "randn size": lambda x: torch.randn(size=(2, 3)),
@@ -232,3 +255,49 @@ def test_autocast_is_off_within_and_back_after():
     assert seen.count == 1
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
+
+
+def test_casts_to_half_precision_change_nothing_within():
+    x = torch.ones(2, 4)
+    with FullPrecision() as seen:
+        made = [x.half(), x.bfloat16(), x.to(torch.float16), x.type(torch.bfloat16), torch.zeros(2, dtype=torch.half)]
+        assert x.to(torch.float64).dtype == torch.float64
+        assert x.long().dtype == torch.int64
+    assert {value.dtype for value in made} == {torch.float32}
+    assert seen.count == len(made)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN], ids=["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_recurrent_layers_stay_whole_over_a_free_length(kind, both_ways, batch_first):
+    torch.manual_seed(0)
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = kind(3, 5, 2, bidirectional=both_ways, batch_first=batch_first, dropout=0.5)
+
+        def forward(self, x):
+            with FreeLengthRecurrence() as mode:
+                outputs, state = self.layer(x)
+            self.count = mode.count
+            return outputs, *(state if isinstance(state, tuple) else (state,))
+
+    module = Recurrent().eval()
+    length, batch = torch.export.Dim("length", min=2, max=40), torch.export.Dim("batch", min=1, max=9)
+    axes = {0: batch, 1: length} if batch_first else {0: length, 1: batch}
+    with torch.no_grad():
+        program = torch.export.export(module, (torch.randn(4, 6, 3),), dynamic_shapes=(axes,), strict=False)
+        x = torch.randn(7, 2, 3)
+        for made, wanted in zip(program.module()(x), module(x), strict=True):
+            torch.testing.assert_close(made, wanted)
+    assert module.count == 0, "a fixed length is left to torch"
+    assert sum(str(node.target).startswith("ganexport.") for node in program.graph.nodes) == 1
+
+
+def test_projected_and_packed_recurrence_is_left_to_torch():
+    with FreeLengthRecurrence() as mode:
+        nn.LSTM(3, 5, proj_size=2)(torch.randn(4, 2, 3))
+        nn.GRU(3, 5)(nn.utils.rnn.pack_sequence([torch.randn(4, 3), torch.randn(2, 3)]))
+    assert mode.count == 0

@@ -1,4 +1,4 @@
-"""Autocast inside ``forward`` is switched off: the truth is the module in fp32, and a precision is asked for.
+"""Autocast and casts to half precision inside ``forward`` are switched off: the truth is the module in fp32.
 
 A generator that autocasts itself exports to a graph of bf16 convolutions that hardly any runtime has, with
 rounding that no ``--precision`` controls.
@@ -11,6 +11,38 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
+
+HALF = (torch.float16, torch.bfloat16)
+_CASTS = (torch.Tensor.half, torch.Tensor.bfloat16)
+
+
+class FullPrecision(TorchFunctionMode):
+    """Whatever is asked for in half precision is made in fp32.
+
+    Attributes:
+        count: Calls that were changed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Called by torch for every function."""
+        kwargs = kwargs or {}
+        if func in _CASTS:
+            self.count += 1
+            return args[0].float()
+        if any(_is_half(value) for value in (*args, *kwargs.values())):
+            self.count += 1
+            args = tuple(torch.float32 if _is_half(value) else value for value in args)
+            kwargs = {name: torch.float32 if _is_half(value) else value for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and value in HALF
 
 
 class Switched:

@@ -1,0 +1,125 @@
+"""What users bring: each construct once, with free sizes, to ONNX and TensorRT."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ganexport.build.options import BuildOptions
+from ganexport.errors import ExportError
+from ganexport.export.convert import convert
+
+Z = {"inputs": ["z=normal[batch,16]"], "batch": "1:4:9"}
+MEL = {"inputs": ["mel=normal[batch,20,frames]"], "batch": "1:1:3", "dims": ["frames=8:32:60"]}
+IMAGE = {"inputs": ["image=uniform(-1,1)[batch,3,16,16]"], "batch": "1:2:5"}
+#: Any height and width, odd ones included.
+ANY = {
+    "inputs": ["image=uniform(-1,1)[batch,3,height,width]"],
+    "batch": "1:1:3",
+    "dims": ["height=9:16:31", "width=9:16:24"],
+}
+FOURS = ANY | {"dims": ["height=8:16:32/4", "width=8:16:24/4"]}
+CASES = {
+    "Vocos": MEL,
+    "LSTMVocoder": MEL,
+    "LSTMState": MEL,
+    "MelGAN": MEL,
+    "SPADE": FOURS | {"inputs": ["seg=uniform(0,1)[batch,5,height,width]"], "dims": FOURS["dims"]},
+    "ResizeUNet": ANY,
+    "PadUNet": ANY,
+    "RopeGAN": {"inputs": ["z=normal[batch,8]"], "batch": "1:4:9"},
+    "Einsum": Z,
+    "ViTGAN": Z,
+    "TransGAN": Z,
+    "TransDec": {"inputs": ["tokens=label(30)[batch,length]"], "batch": "1:2:4", "dims": ["length=2:8:20"]},
+    "AdaINGAN": Z,
+    "STN": FOURS,
+    "FlowWarp": FOURS,
+    "Triplane": {
+        "inputs": ["z=normal[batch,16]", "rays=uniform(-1,1)[batch,n,3]"],
+        "batch": "1:2:4",
+        "dims": ["n=4:16:30"],
+    },
+    "VQDecoder": {
+        "inputs": ["codes=label(64)[batch,height,width]"],
+        "batch": "1:2:4",
+        "dims": ["height=4:8:12", "width=4:8:12"],
+    },
+    "UpdatesEMA": Z,
+    "DictIn": {"inputs": ["batch.z=normal[batch,16]", "batch.y=label(10)[batch]"], "batch": "1:4:9"},
+    "ListIn": {"inputs": ["styles.0=normal[batch,16]", "styles.1=normal[batch,16]"], "batch": "1:4:9"},
+    "DataclassOut": Z,
+    "NestedOut": Z,
+    "HalfWeightsCasts": Z,
+    "Ckpt": Z,
+    "Vmap": Z,
+    "Kitchen": FOURS,
+    "Unfolds": IMAGE,
+    "Unpool": IMAGE,
+    "Video": Z,
+    "Parametrized": Z,
+    "TopK": Z,
+    "GRUCellLoop": Z,
+    "ScriptedSub": Z,
+    "TracedSub": Z,
+    "ScriptFn": Z,
+    "CompiledSub": Z,
+    "CompiledFn": Z,
+    "WindowAttn": FOURS,
+    "TVDeepLab": FOURS,
+    "FilteredLrelu": Z,
+}
+#: Operators that TensorRT does not have, and what its refusal names.
+NO_ENGINE: dict[str, str] = {}
+QUICK = ("LSTMVocoder", "DictIn", "NestedOut", "ScriptFn")
+
+
+@pytest.mark.parametrize(
+    ("name", "described"),
+    [pytest.param(n, d, id=n, marks=() if n in QUICK else pytest.mark.slow) for n, d in CASES.items()],
+)
+def test_a_construct_converts_and_holds_at_unseen_sizes(name, described, tmp_path):
+    torch.manual_seed(0)
+    made = convert(
+        f"generators.strange:{name}", to=["onnx", *(() if name in NO_ENGINE else ("trt",))], output=tmp_path / "out",
+        verify_budget=10, options=BuildOptions(builder_level=0), **described,
+    )  # fmt: skip
+    certificate = made.find("onnx").certificate
+    assert certificate.verdict == "pass"
+    assert certificate.deterministic is True
+    for dim in made.spec.dims:
+        assert {dim.min, dim.max} <= {sizes[dim.name] for sizes in certificate.unseen}
+    passes = made.find("onnx").passes
+    if name == "LSTMVocoder":
+        assert "free-length-recurrence: 1 recurrent layers kept whole" in passes
+    if name == "NestedOut":
+        assert [t.name for t in made.spec.outputs] == ["image", "feats.0", "feats.1", "aux.k"]
+    if name == "DataclassOut":
+        assert [t.name for t in made.spec.outputs] == ["image", "w"]
+    if name == "HalfWeightsCasts":
+        assert "float32-weights: 2 tensors of float16" in passes
+        assert "half-casts-off: 1 casts of forward to half precision stay in fp32" in passes
+
+
+def test_a_compiled_module_is_exported_as_written(tmp_path):
+    from generators.strange import Sub
+
+    torch.manual_seed(0)
+    made = convert(torch.compile(Sub()), to="onnx", output=tmp_path / "out", inputs=["x=normal[batch,16]"])
+    assert made.find("onnx").certificate.verdict == "pass"
+
+
+def test_data_parallel_modules_export(tmp_path):
+    from generators.strange import Sub
+
+    torch.manual_seed(0)
+    made = convert(torch.nn.DataParallel(Sub()), to="onnx", output=tmp_path / "out", inputs=["x=normal[batch,16]"])
+    assert made.find("onnx").certificate.verdict == "pass"
+
+
+def test_a_recurrent_layer_over_a_free_length_is_refused_by_torchscript_and_aoti_in_one_line(tmp_path):
+    for to, words in (("aoti", "AOTInductor cannot hold a recurrent layer"), ("torchscript", "TorchScript cannot")):
+        with pytest.raises(ExportError, match=words) as caught:
+            convert("generators.strange:LSTMVocoder", to=to, output=tmp_path / to, **MEL)
+        assert "\n" not in str(caught.value)
+        assert "--to onnx" in str(caught.value)
