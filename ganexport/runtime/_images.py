@@ -60,7 +60,7 @@ def to_uint8(array: Array, tensor: TensorSpec) -> Array:
     value = array * np.float32(scale)
     value += np.float32(0.5 - low * scale)
     # The smallest value is NaN when any is: one pass finds both NaN and whether there is anything to clip.
-    least = float(np.minimum.reduce(value, axis=None)) if value.size else 0.0
+    least = value.item(value.argmin()) if value.size else 0.0
     if math.isnan(least):
         raise ArtifactError(
             f"output {tensor.name!r} holds NaN: the engine computes wrongly for these inputs; run ganexport verify"

@@ -112,6 +112,7 @@ class Sampling:
         self.shared = any(i.axis is None and i.random for i in self.inputs)
         self._label_inputs = [i for i in self.inputs if isinstance(i.tensor.sampler, Label | OneHot)]
         self._takes_truncation = any(i.tensor.name == TRUNCATION for i in self.inputs)
+        self._fed = next((i for i in self.inputs if i.tensor.sampler is None), None)
         self._normal = any(isinstance(i.tensor.sampler, Normal) for i in self.inputs)
 
     def draw(
@@ -173,8 +174,8 @@ class Sampling:
         Raises:
             UsageError: As :func:`latents`.
         """
-        for entry in self.inputs:
-            entry.require_sampler()
+        if self._fed is not None:
+            self._fed.require_sampler()
         n = self._check_counters(seed, start, n, seeds)
         if truncation is not None:
             self._check_truncation(truncation)
