@@ -155,7 +155,7 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, output, monke
     # In use the block counter starts at zero; the published vectors start elsewhere.
     product = counter[0] * _philox._MULTIPLIERS[0]
     monkeypatch.setattr(_philox, "_lanes", lambda _blocks: (1, 0xFFFFFFFF, product >> 32, product & 0xFFFFFFFF))
-    assert _philox._philox_of_one(seed, counter[1], index, 1)[0].tolist() == output
+    assert _philox._philox_in_lanes(seed, counter[1], index, 1)[0].tolist() == output
     real, blocks = np.arange, np.array([counter[0]], np.uint64)
     monkeypatch.setattr(np, "arange", lambda *a, **k: blocks if a == (1,) else real(*a, **k))
     words = np.empty((1, 1, 4), np.uint32)

@@ -38,7 +38,7 @@ def philox(seeds: Array, stream: int, indices: Array, blocks: int) -> Array:
     """
     samples = indices.shape[0]
     if samples == 1 and blocks <= _FEW_BLOCKS:
-        return _philox_of_one(int(seeds[0]), stream, int(indices[0]), blocks)
+        return _philox_in_lanes(int(seeds[0]), stream, int(indices[0]), blocks)
     words = np.empty((samples, blocks, 4), np.uint32)
     rows = max(1, _CHUNK // max(blocks, 1))
     for begin in range(0, samples, rows):
@@ -56,7 +56,14 @@ def _lanes(blocks: int) -> tuple[int, int, int, int]:
     return ones, mask, (product >> 32) & mask, product & mask
 
 
-def _philox_of_one(seed: int, stream: int, index: int, blocks: int) -> Array:
+def philox_of_one(seed: int, stream: int, index: int, blocks: int) -> Array:
+    """:func:`philox` for one sample, [1, blocks * 4]."""
+    if blocks <= _FEW_BLOCKS:
+        return _philox_in_lanes(seed, stream, index, blocks)
+    return philox(np.array([seed], np.uint64), stream, np.array([index], np.uint64), blocks)
+
+
+def _philox_in_lanes(seed: int, stream: int, index: int, blocks: int) -> Array:
     """:func:`philox` for one sample, in Python's long integers: one operation works on all blocks.
 
     A lane of 64 bits holds one word, so a product with a 32-bit constant never reaches the next
