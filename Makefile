@@ -65,7 +65,7 @@ format: $(VENV)/.installed ## Rewrite the sources in the project's format
 
 bench: $(VENV)/.installed ## Measure this machine: ours against the stock backends
 	$(BIN)/python -m benchmarks.inference
-	$(BIN)/python -m benchmarks.headline --write
+	$(BIN)/python -m benchmarks.tables
 
 gpu: ## Turn a machine with a GPU into evidence (works from the source tree, installs nothing)
 	STAGE=$(STAGE) GANEXPORT_GPU_DEADLINE=$(GANEXPORT_GPU_DEADLINE) PYTHONPATH=.:$$PYTHONPATH \

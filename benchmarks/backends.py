@@ -129,7 +129,7 @@ def _one(model: str, batches: tuple[int, ...], cpu: bool, results: Results) -> b
         results.head["environment"]["peaks"] = report.environment["peaks"]
     for note in report.notes:
         results.note(f"{model}: {note}")
-    return any(note.startswith("interrupted") for note in report.notes)
+    return bool(report.interrupted_by)
 
 
 def _convert(function: str, folder: Path, cpu: bool, results: Results) -> list[str]:

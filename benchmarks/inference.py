@@ -1,7 +1,7 @@
 """Ours against the stock ways of running a generator, in one run on this machine's CPU.
 
     python -m benchmarks.inference [--models dcgan-64,resnet-64] [--output FOLDER]
-    python -m benchmarks.headline --write       # the tables in README.md and docs/optimisation.md
+    python -m benchmarks.tables                 # the tables in README.md and docs/optimisation.md
 
 Stock: the eager module, ``torch.compile`` with frozen weights, TorchScript, ONNX Runtime and OpenVINO on the
 file that ``torch.onnx.export`` writes by itself (symbolic batch, nothing of ours), AOTInductor. Ours: what
@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_atomic(folder / f"inference-{model}.json", report_to_json(report))
         write_atomic(folder / f"inference-{model}.md", to_markdown(report, baseline="eager").encode())
         print_report(report, Console(width=180, highlight=False), baseline="eager")
-        if report.notes and report.notes[0].startswith("interrupted"):
+        if report.interrupted_by:
             return 130
     return 0
 

@@ -7,6 +7,9 @@ A table stands between two comments, the first of which names the result and how
 
     <!-- table: benchmarks/results/<machine>/loadgen.json loadgen -->
     <!-- end of table -->
+
+``report`` shows any result; ``loadgen`` and ``verdicts`` those of the script of that name; ``speedups`` and
+``speedups-in-detail`` the results of ``benchmarks.inference`` in a folder of machines.
 """
 
 from __future__ import annotations
@@ -18,14 +21,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import _speedups
 from benchmarks._rows import say
 from ganexport.bench.table import conditions, to_markdown
-from ganexport.measurement import Report, report_from_json
+from ganexport.measurement import report_from_json
 
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-#: Ways to show a result; beside the whole report, the ``table`` of the script that measured it.
+#: Ways to show one result; beside the whole report, the ``table`` of the script that measured it.
 RENDERERS = ("report", "loadgen", "verdicts")
+#: Ways to show a folder of machines' results.
+FOLDER_RENDERERS = ("speedups", "speedups-in-detail")
 
 
 def documents() -> Iterator[Path]:
@@ -33,10 +39,14 @@ def documents() -> Iterator[Path]:
     yield from (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
-def render(report: Report, how: str) -> str:
-    """A result as Markdown, with its conditions and how to repeat it."""
-    if how not in RENDERERS:
-        raise SystemExit(f"benchmarks.tables: unknown way {how!r} to show a result; known: {', '.join(RENDERERS)}")
+def render(path: Path, how: str) -> str:
+    """A result as Markdown, with its conditions and how to repeat it, or a folder of them."""
+    known = FOLDER_RENDERERS if path.is_dir() else RENDERERS
+    if how not in known:
+        raise SystemExit(f"benchmarks.tables: unknown way {how!r} to show {path.name}; known: {', '.join(known)}")
+    if path.is_dir():
+        return _speedups.render(path, detailed=how == "speedups-in-detail") + "\n"
+    report = report_from_json(path.read_bytes(), path.name)
     if how == "report":
         return to_markdown(report)
     table: str = importlib.import_module(f"benchmarks.{how}").table(report)
@@ -48,9 +58,9 @@ def updated(text: str, where: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         path = ROOT / match[2]
-        if not path.is_file():
+        if not path.exists():
             raise SystemExit(f"{where}: a table shows {match[2]}, which is not there")
-        return f"{match[1]}\n{render(report_from_json(path.read_bytes(), match[2]), match[3])}\n{match[4]}"
+        return f"{match[1]}\n{render(path, match[3])}\n{match[4]}"
 
     return _BLOCK.sub(block, text)
 

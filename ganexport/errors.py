@@ -14,6 +14,19 @@ EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived; a BaseException, so that no ``except Exception`` on the way swallows it."""
+
+
+#: What a person or a supervisor stops work with.
+STOPS = (KeyboardInterrupt, Terminated)
+
+
+def stop_name(stop: BaseException) -> str:
+    """The signal as people call it."""
+    return "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
+
+
 class GanExportError(Exception):
     """Base of all errors raised on purpose by ganexport.
 

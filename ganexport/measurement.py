@@ -56,7 +56,7 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
         title: For people.
         environment: Machine and library versions (:func:`ganexport.environment.describe`).
         measurements: All rows, those that could not be run included.
-        notes: Conditions in words ("interrupted after 3 of 12 candidates").
+        notes: Conditions in words ("interrupted by Ctrl-C: 3 rows were measured, the rest was not").
         command: What to type to repeat it.
     """
 
@@ -66,6 +66,12 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
     command: str = ""
+
+    @property
+    def interrupted_by(self) -> str:
+        """ "Ctrl-C" or "SIGTERM" where a note says so; "" of a whole report."""
+        note = next((note for note in self.notes if note.startswith("interrupted")), "")
+        return "" if not note else "SIGTERM" if note.startswith("interrupted by SIGTERM") else "Ctrl-C"
 
 
 def report_to_json(report: Report) -> bytes:

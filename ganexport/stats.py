@@ -358,20 +358,60 @@ def _resample(clusters: int, resamples: int, seed: int) -> NDArray[np.int64]:
 
 
 def _weighted_medians(clusters: list[Floats], counts: NDArray[np.int64]) -> Floats:
-    """Median of the pooled samples when cluster c stands ``counts[r, c]`` times in replicate r: [resamples]."""
+    """Median of the pooled samples when cluster c stands ``counts[r, c]`` times in replicate r: [resamples].
+
+    All replicates search the sorted samples at once, by halving; where every cluster is one sample there
+    are as many clusters as samples, and the running sum over the samples is cheaper.
+    """
     values = np.concatenate(clusters)
     owner = np.repeat(np.arange(len(clusters)), [c.size for c in clusters])
     order = np.argsort(values, kind="stable")
     values, owner = values[order], owner[order]
-    medians = np.empty(counts.shape[0])
-    chunk = max(1, 4_000_000 // values.size)
-    for start in range(0, counts.shape[0], chunk):
-        weights = np.cumsum(counts[start : start + chunk, owner], axis=1)  # [chunk, n]
-        total = weights[:, -1:]
-        low = values[(weights >= (total + 1) // 2).argmax(axis=1)]
-        high = values[(weights >= total // 2 + 1).argmax(axis=1)]
-        medians[start : start + chunk] = (low + high) / 2
+    sizes = np.array([c.size for c in clusters])
+    total = counts @ sizes  # [resamples]
+    if len(clusters) * math.ceil(math.log2(values.size + 1)) > values.size:
+        ranks = _ranks_by_sum(owner, counts, total)
+    else:
+        ranks = _ranks_by_halving(owner, len(clusters), counts, total)
+    medians: Floats = (values[ranks[0]] + values[ranks[1]]) / 2
     return medians
+
+
+def _middle(total: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ranks, from 1, of the two middle samples of so many; the same one twice where there is one."""
+    return (total + 1) // 2, total // 2 + 1
+
+
+def _ranks_by_sum(
+    owner: NDArray[np.int64], counts: NDArray[np.int64], total: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the middle samples among the sorted ones, whose clusters are ``owner``: two of [resamples]."""
+    found = np.empty((2, counts.shape[0]), np.int64)
+    chunk = max(1, 1_000_000 // owner.size)
+    for start in range(0, counts.shape[0], chunk):
+        part = slice(start, start + chunk)
+        weights = np.cumsum(counts[part][:, owner], axis=1)  # [chunk, n], how many samples stand at or before each
+        for into, rank in zip(found, _middle(total[part]), strict=True):
+            into[part] = (weights >= rank[:, None]).argmax(axis=1)
+    return found[0], found[1]
+
+
+def _ranks_by_halving(
+    owner: NDArray[np.int64], clusters: int, counts: NDArray[np.int64], total: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As :func:`_ranks_by_sum`."""
+    below = np.zeros((owner.size + 1, clusters), np.int64)  # [n + 1, clusters], samples of each before a position
+    np.cumsum(owner[:, None] == np.arange(clusters), axis=0, out=below[1:])
+    found = []
+    for rank in _middle(total):
+        low, high = np.zeros_like(rank), np.full_like(rank, owner.size)  # the position is in (low, high]
+        while (open_ := high - low > 1).any():
+            middle = np.where(open_, (low + high) // 2, high)
+            enough = (below[middle] * counts).sum(axis=1) >= rank
+            high = np.where(enough, middle, high)
+            low = np.where(enough, low, middle)
+        found.append(high - 1)
+    return found[0], found[1]
 
 
 def _expanded(value: float, replicates: Floats, clusters: int, confidence: float) -> Interval:

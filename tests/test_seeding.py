@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -151,8 +153,9 @@ def test_labels_match_the_document(seed, start, classes):
 def test_philox_gives_the_known_answers_of_random123(counter, key, output, monkeypatch):
     seed, index = key[0] | key[1] << 32, counter[2] | counter[3] << 32
     # In use the block counter starts at zero; the published vectors start elsewhere.
-    monkeypatch.setattr(_philox, "_lanes", lambda _blocks: (1, 0xFFFFFFFF, counter[0]))
-    assert _philox._philox_of_one(seed, counter[1], index, 1)[0].tolist() == output
+    product = counter[0] * _philox._MULTIPLIERS[0]
+    monkeypatch.setattr(_philox, "_lanes", lambda _blocks: (1, 0xFFFFFFFF, product >> 32, product & 0xFFFFFFFF))
+    assert _philox._philox_in_lanes(seed, counter[1], index, 1)[0].tolist() == output
     real, blocks = np.arange, np.array([counter[0]], np.uint64)
     monkeypatch.setattr(np, "arange", lambda *a, **k: blocks if a == (1,) else real(*a, **k))
     words = np.empty((1, 1, 4), np.uint32)
@@ -376,3 +379,24 @@ def test_short_arrays_take_another_way_to_the_same_bits(truncation) -> None:
         pieces = [random_values(Normal(), words[None, b : b + size], truncation)[0] for b in range(0, 3000, size)]
         joined = np.concatenate(pieces)
         np.testing.assert_array_equal(joined.view(np.uint32), whole[: joined.size].view(np.uint32))
+
+
+def test_what_was_drawn_is_the_caller_s_own():
+    spec = spec_of("z=normal[batch,100]")
+    first = latents(spec, 1)["z"]
+    kept = first.copy()
+    latents(spec, 2)
+    assert (first == kept).all()
+
+
+def test_threads_draw_side_by_side():
+    sampling = Sampling(spec_of("z=normal[batch,100]"))
+    wanted = [sampling.draw(seed)["z"].tobytes() for seed in range(40)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(10):
+                assert [array["z"].tobytes() for array in pool.map(sampling.draw, range(40))] == wanted
+    finally:
+        sys.setswitchinterval(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 
 import numpy as np
 import pytest
@@ -133,6 +134,22 @@ def test_weighted_medians_equal_medians_of_repeated_samples(rounds):
         np.median(np.concatenate([np.tile(c, k) for c, k in zip(clusters, row, strict=True) if k])) for row in counts
     ]
     assert np.allclose(stats._weighted_medians(clusters, counts), expected)
+
+
+@pytest.mark.parametrize("shape", [[4000] * 8, [1] * 3000, list(range(1, 400, 7))])
+def test_weighted_medians_of_many_samples_equal_those_of_repeated_ones(shape):
+    rng = generator(5)
+    clusters = [rng.normal(10, 1, size).round(2) for size in shape]  # rounded, so that many are equal
+    counts = stats._resample(len(clusters), 20, 0)
+    wanted = [np.median(np.concatenate([np.tile(c, k) for c, k in zip(clusters, row, strict=True)])) for row in counts]
+    assert stats._weighted_medians(clusters, counts).tolist() == wanted
+
+
+def test_an_interval_of_many_samples_is_quick():
+    rounds = generator(6).normal(10, 1, (8, 4000))
+    begun = time.process_time()
+    stats.median_interval(rounds)
+    assert time.process_time() - begun < 0.5  # a running sum over every replicate takes several seconds
 
 
 def test_noise_verdicts():

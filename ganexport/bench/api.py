@@ -11,7 +11,7 @@ from ganexport.artifact import MANIFEST, Artifact
 from ganexport.bench import roofline
 from ganexport.bench.candidates import find_candidates, onnx_file_of, onnx_spec
 from ganexport.environment import describe
-from ganexport.errors import GanExportError, UsageError, unknown_name
+from ganexport.errors import STOPS, GanExportError, UsageError, stop_name, unknown_name
 from ganexport.measure.candidate import Candidate
 from ganexport.measure.conductor import Conductor
 from ganexport.measure.feeds import static_batch
@@ -83,7 +83,8 @@ def benchmark(
         on_row: Given every row as soon as it is complete (its share of the peak comes later).
 
     Returns:
-        Every row, also those that could not be run, with their reasons. After Ctrl-C it holds what
+        Every row, also those that could not be run, with their reasons. After Ctrl-C (or
+        :class:`~ganexport.errors.Terminated`, which the command line makes of SIGTERM) it holds what
         was measured until then, and a note that begins with "interrupted".
 
     Raises:
@@ -136,8 +137,10 @@ def benchmark(
     if peaks and not conductor.interrupted:
         try:
             rows = _with_roofline(rows, names, spec, environment, progress)
-        except KeyboardInterrupt:
-            conductor.notes.append("interrupted while measuring the machine's peaks: no share of the peak is known")
+        except STOPS as stop:
+            conductor.notes.append(
+                f"interrupted by {stop_name(stop)} while measuring the machine's peaks: no share of the peak is known"
+            )
     notes = (*conductor.notes, *_notes(rows))
     heading = title or f"{(spec.name if spec else Path(names[0]).name)} on {_machine(environment)}"
     return Report(SCHEMA_VERSION, heading, environment, rows, notes, command)

@@ -69,6 +69,9 @@ class Line:
         items_per_dollar: At the price that was given.
         remarks: What a reader must know ("not steady", "leaks", "throttled").
         unavailable: Why there are no figures.
+        slowest: The largest sample.
+        load: Of the cold start, the median time to load the file.
+        first_run: Of the cold start, the median time of the first run.
     """
 
     name: str
@@ -97,6 +100,9 @@ class Line:
     items_per_dollar: float | None = None
     remarks: tuple[str, ...] = field(default=())
     unavailable: str = ""
+    slowest: float | None = None
+    load: float | None = None
+    first_run: float | None = None
 
     @property
     def batch(self) -> int:
@@ -188,6 +194,9 @@ def _line(row: Measurement, baseline: Measurement | None) -> Line:
         row.facts.get("items_per_dollar"),
         _remarks(row, noise),
         row.unavailable,
+        figures["max"],
+        _median(row, "load"),
+        _median(row, "first_run"),
     )
 
 

@@ -74,7 +74,9 @@ _LATENCY = (
 _COLD = (
     _CANDIDATE,
     _MEDIAN,
-    Column("slowest", lambda line: milliseconds(line.median.high if line.median else None)),
+    Column("slowest", lambda line: milliseconds(line.slowest)),
+    Column("load ms", lambda line: milliseconds(line.load), 2),
+    Column("first run ms", lambda line: milliseconds(line.first_run), 3),
     _SPEEDUP,
     _PARITY,
 )

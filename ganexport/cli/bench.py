@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ganexport.cli import _console
-from ganexport.errors import BackendUnavailableError, InterruptedBySignalError, RegressionError, UsageError
+from ganexport.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    BackendUnavailableError,
+    InterruptedBySignalError,
+    RegressionError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from ganexport.measurement import Report
@@ -152,7 +159,7 @@ def measure(
 
     SOURCE is an artifact, a run, a model, package.module:factory or a lone file (.onnx, .ts, .pt2,
     .xml of OpenVINO, .engine of TensorRT); several of them must be the same generator. Lone files
-    other than .onnx and .xml are code: measure those you trust. Ctrl-C keeps what was measured.
+    other than .onnx and .xml are code: measure those you trust. Ctrl-C and SIGTERM keep what was measured.
 
     \b
     ganexport bench digits/ --batch 1,16,64 -o bench.json --html report.html
@@ -197,8 +204,9 @@ def measure(
         from ganexport.bench.table import print_report
 
         print_report(report, _console.results(), baseline=baseline)
-    if any(note.startswith("interrupted") for note in report.notes):
-        raise InterruptedBySignalError(f"stopped by Ctrl-C; {len(report.measurements)} rows were kept")
+    if by := report.interrupted_by:
+        code = EXIT_TERMINATED if by == "SIGTERM" else EXIT_INTERRUPTED
+        raise InterruptedBySignalError(f"stopped by {by}; {len(report.measurements)} rows were kept", exit_code=code)
     if not any(row.series for row in report.measurements):
         reasons = [row.unavailable for row in report.measurements if row.unavailable]
         raise BackendUnavailableError(f"nothing could be measured: {reasons[0] if reasons else 'no candidate'}")

@@ -10,7 +10,7 @@ from types import FrameType
 
 import click
 
-from ganexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, GanExportError
+from ganexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, GanExportError, Terminated
 
 #: Command name → (module, one line for the overview). One file a command; imported only when it runs.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -65,10 +65,6 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="ganexport", message="ganexport %(version)s")
 def cli() -> None:
     """From a GAN checkpoint to a verified, benchmarked, production-ready generator."""
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; a BaseException, so that no ``except Exception`` on the way swallows it."""
 
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:

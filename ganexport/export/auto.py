@@ -305,8 +305,8 @@ class Search:
             conductor.open()
             conductor.measure([("offline", {BATCH: size} if self._has_batch else {}) for size in self.batches])
             rows = list(conductor.rows)
-        if conductor.interrupted:
-            raise KeyboardInterrupt
+        if conductor.stop is not None:
+            raise conductor.stop
         self.measurements = [m for m in self.measurements if m.candidate["name"] not in names] + rows
         for name in names:
             self.rows[name].milliseconds = {}

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from ganexport import stats
+from ganexport.errors import STOPS, stop_name
 from ganexport.measure import server
 from ganexport.measure.candidate import Candidate
 from ganexport.measure.cell import Cell
@@ -26,7 +27,7 @@ from ganexport.measurement import Measurement, Series
 
 
 class Conductor:
-    """Measures a list of candidates; what was measured stays in :attr:`rows`, also after Ctrl-C.
+    """Measures a list of candidates; what was measured stays in :attr:`rows`, also after Ctrl-C or SIGTERM.
 
     Use as a context manager: the workers are gone afterwards.
 
@@ -52,7 +53,7 @@ class Conductor:
         self.on_row = on_row
         self.rows: list[Measurement] = []
         self.notes: list[str] = []
-        self.interrupted = False
+        self.stop: BaseException | None = None
         self.specs: dict[str, str] = {}
         self._workers: dict[str, WorkerProcess] = {}
         self._opened: dict[str, dict[str, Any]] = {}
@@ -67,11 +68,16 @@ class Conductor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         self._stack.close()
         self._folder.cleanup()
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self.interrupted = True
-            self.notes.append(f"interrupted: {len(self.rows)} rows were measured, the rest was not")
-            return True
-        return False
+        if not isinstance(error, STOPS):
+            return False
+        self.stop = error
+        self.notes.append(f"interrupted by {stop_name(error)}: {len(self.rows)} rows were measured, the rest was not")
+        return True
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal (Ctrl-C, or :attr:`stop` says which) ended the block early."""
+        return self.stop is not None
 
     def _add(self, row: Measurement) -> None:
         self.rows.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from ganexport.errors import ArtifactError, UsageError
 from ganexport.runtime.base import Array
 from ganexport.spec import GeneratorSpec, TensorSpec
 
+#: Values worked on at a time: what stays in the processor's cache, and too little to ask the system for new memory.
+_PIECE = 1 << 14
 _ZERO, _FULL = np.float32(0.0), np.float32(255.0)
 
 
@@ -54,13 +57,41 @@ def to_uint8(array: Array, tensor: TensorSpec) -> Array:
     """
     if array.dtype == np.uint8:
         return _to_nhwc(array, tensor.layout)
+    if array.size <= _PIECE:
+        return _to_nhwc(_scaled(array, tensor).astype(np.uint8), tensor.layout)
+    if tensor.layout == "NCHW":
+        batch, channels, height, width = array.shape
+        pictures = np.empty((batch, height, width, channels), np.uint8)
+        target, rows = pictures.transpose(0, 3, 1, 2), 2
+    else:
+        pictures = target = np.empty(array.shape, np.uint8)
+        rows = 1
+    for piece in _pieces(array.shape, rows):
+        np.copyto(target[piece], _scaled(array[piece], tensor), casting="unsafe")
+    return pictures
+
+
+def _pieces(shape: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
+    """An array of pictures cut into some pictures each, or some rows of one, that stay in the processor's cache."""
+    a_row = math.prod(shape[1:]) // shape[rows]
+    pictures = max(1, _PIECE // (a_row * shape[rows]))
+    height = shape[rows] if pictures > 1 else max(1, _PIECE // a_row)
+    for first in range(0, shape[0], pictures):
+        for top in range(0, shape[rows], height):
+            piece = [slice(None)] * len(shape)
+            piece[0], piece[rows] = slice(first, first + pictures), slice(top, top + height)
+            yield tuple(piece)
+
+
+def _scaled(array: Array, tensor: TensorSpec) -> Array:
+    """The values as float32 from 0 to 255, to be cut to whole numbers."""
     assert tensor.range is not None
     low, high = tensor.range
     scale = 255.0 / (high - low)
-    value = array * np.float32(scale)
+    value: Array = array * np.float32(scale)
     value += np.float32(0.5 - low * scale)
     # The smallest value is NaN when any is: one pass finds both NaN and whether there is anything to clip.
-    least = float(np.minimum.reduce(value, axis=None)) if value.size else 0.0
+    least = value.item(value.argmin()) if value.size else 0.0
     if math.isnan(least):
         raise ArtifactError(
             f"output {tensor.name!r} holds NaN: the engine computes wrongly for these inputs; run ganexport verify"
@@ -68,7 +99,7 @@ def to_uint8(array: Array, tensor: TensorSpec) -> Array:
     if least < 0.0:
         np.maximum(value, _ZERO, out=value)
     np.minimum(value, _FULL, out=value)
-    return _to_nhwc(value.astype(np.uint8), tensor.layout)
+    return value
 
 
 def _to_nhwc(array: Array, layout: str | None) -> Array:

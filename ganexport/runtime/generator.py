@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from ganexport.runtime import BACKENDS
 from ganexport.runtime._images import image_tensor, to_uint8
 from ganexport.runtime.base import Array, Feeds, Runner, check_device
 from ganexport.seeding import Sampling, batched
-from ganexport.spec import BATCH, GeneratorSpec
+from ganexport.spec import BATCH, GeneratorSpec, TensorSpec
 
 if TYPE_CHECKING:
     from ganexport.runtime._dlpack import Borrowed
@@ -237,11 +238,13 @@ class Generator:
         Raises:
             UsageError: Count, seed, label, truncation or size out of range; outputs that are no images.
         """
-        asked = _asked(seed, start, seeds, labels, truncation, batch_size)
-        tensor = image_tensor(self._batched)
-        request = self._request(n, sizes, asked)
+        tensor = self._image_tensor
+        request = self._request(n, sizes, _asked(seed, start, seeds, labels, truncation, batch_size))
+        if request.single:
+            _, outputs = self._call(request, 0, request.n)
+            return to_uint8(outputs[tensor.name], tensor)
         pictures = (to_uint8(batch.outputs[tensor.name], tensor) for batch in self._batches(request))
-        return next(pictures) if request.single else _collect(pictures, request.n)
+        return _collect(pictures, request.n)
 
     def sample(
         self,
@@ -289,7 +292,7 @@ class Generator:
         Yields:
             [up to batch_size, H, W, C] uint8.
         """
-        tensor = image_tensor(self._batched)
+        tensor = self._image_tensor
         batches = self.batches(n, sizes, **_asked(seed, start, seeds, labels, truncation, batch_size))
         return (to_uint8(batch.outputs[tensor.name], tensor) for batch in batches)
 
@@ -310,16 +313,25 @@ class Generator:
             sampling = self._samplings[key] = Sampling(self._batched, sizes)
         return _Request(sampling, n, **asked)
 
+    @functools.cached_property
+    def _image_tensor(self) -> TensorSpec:
+        return image_tensor(self._batched)
+
     def _batches(self, request: _Request) -> Iterator[Batch]:
-        for begin, count, feeds in request.feeds():
-            outputs = self.runner.run_checked(feeds)
-            inputs = feeds
-            if request.dim is not None:
-                ran = request.padded(count)
-                outputs = {t.name: _rows(outputs[t.name], t.shape, count, ran) for t in self._batched.outputs}
-                if ran != count:
-                    inputs = {t.name: _rows(feeds[t.name], t.shape, count, ran) for t in self._batched.inputs}
-            yield Batch(begin, count, inputs, outputs)
+        for begin in range(0, request.n, request.size):
+            count = min(request.size, request.n - begin)
+            yield Batch(begin, count, *self._call(request, begin, count))
+
+    def _call(self, request: _Request, begin: int, count: int) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Inputs and outputs of the engine call for samples begin … begin + count - 1 of a request."""
+        ran = request.padded(count)
+        feeds = request.feeds(begin, count, ran)
+        outputs = self.runner.run_checked(feeds)
+        if request.dim is not None:
+            outputs = {t.name: _rows(outputs[t.name], t.shape, count, ran) for t in self._batched.outputs}
+            if ran != count:
+                feeds = {t.name: _rows(feeds[t.name], t.shape, count, ran) for t in self._batched.inputs}
+        return feeds, outputs
 
     def close(self) -> None:
         """Release the engine; calling twice is fine."""
@@ -403,20 +415,18 @@ class _Request:
         self.size = min(size, self.n)
         self.single = self.size == self.n
 
-    def feeds(self) -> Iterator[tuple[int, int, dict[str, Array]]]:
-        """(first sample, samples that are wanted, inputs) of each engine call."""
-        for begin in range(0, self.n, self.size):
-            count = min(self.size, self.n - begin)
-            piece = slice(begin, begin + count)
-            feeds = self.sampling.draw_checked(
-                self.seed,
-                self.start + begin if self.seeds is None else self.start,
-                count,
-                seeds=None if self.seeds is None else self.seeds[piece],
-                labels=None if self.labels is None else self._labels(piece),
-                truncation=self.truncation,
-            )
-            yield begin, count, self._pad(feeds, self.padded(count) - count)
+    def feeds(self, begin: int, count: int, ran: int) -> dict[str, Array]:
+        """Inputs of the engine call for ``count`` samples from ``begin`` on, padded to ``ran``."""
+        piece = slice(begin, begin + count)
+        feeds = self.sampling.draw_checked(
+            self.seed,
+            self.start + begin if self.seeds is None else self.start,
+            count,
+            seeds=None if self.seeds is None else self.seeds[piece],
+            labels=None if self.labels is None else self._labels(piece),
+            truncation=self.truncation,
+        )
+        return feeds if ran == count else self._pad(feeds, ran - count)
 
     def padded(self, count: int) -> int:
         """The smallest batch that the generator takes and that holds ``count`` samples."""
@@ -430,8 +440,6 @@ class _Request:
         return _part(self.labels, piece)
 
     def _pad(self, feeds: dict[str, Array], missing: int) -> dict[str, Array]:
-        if missing == 0:
-            return feeds
         padded = {}
         for tensor in self.sampling.spec.inputs:
             array = feeds[tensor.name]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganexport.errors import UsageError
-from ganexport.seeding._philox import philox, stream_of
+from ganexport.seeding._philox import philox, philox_of_one, stream_of
 from ganexport.seeding._transforms import random_values
 from ganexport.spec import BATCH, Constant, Dim, GeneratorSpec, Label, Normal, OneHot, Sampler, TensorSpec, Uniform
 
@@ -112,6 +112,7 @@ class Sampling:
         self.shared = any(i.axis is None and i.random for i in self.inputs)
         self._label_inputs = [i for i in self.inputs if isinstance(i.tensor.sampler, Label | OneHot)]
         self._takes_truncation = any(i.tensor.name == TRUNCATION for i in self.inputs)
+        self._fed = next((i for i in self.inputs if i.tensor.sampler is None), None)
         self._normal = any(isinstance(i.tensor.sampler, Normal) for i in self.inputs)
 
     def draw(
@@ -141,12 +142,14 @@ class Sampling:
         truncation: float | None = None,
     ) -> dict[str, Array]:
         """As :meth:`draw`, for samples of a request that :meth:`check` has seen."""
-        keys, indices = _counters(seed, start, n, seeds)
-        count = indices.shape[0]
         if truncation is not None:
             truncation = float(truncation)
-        chosen = self._choose_labels(labels, count) if labels is not None else {}
         cut = None if self._takes_truncation else truncation
+        if n == 1 and seeds is None and labels is None and not (self._takes_truncation and truncation is not None):
+            return {entry.tensor.name: entry.draw_one(seed, start, cut) for entry in self.inputs}
+        keys, indices = _counters(seed, start, n, seeds)
+        count = indices.shape[0]
+        chosen = self._choose_labels(labels, count) if labels is not None else {}
         feeds = {}
         for entry in self.inputs:
             name = entry.tensor.name
@@ -173,8 +176,8 @@ class Sampling:
         Raises:
             UsageError: As :func:`latents`.
         """
-        for entry in self.inputs:
-            entry.require_sampler()
+        if self._fed is not None:
+            self._fed.require_sampler()
         n = self._check_counters(seed, start, n, seeds)
         if truncation is not None:
             self._check_truncation(truncation)
@@ -271,9 +274,22 @@ class _Input:
         if self.axis is None:
             keys, indices = keys[:1], np.zeros(1, np.uint64)
         words = philox(keys, self.stream, indices, (self.elements + 3) // 4)
+        return self._of_words(sampler, words, truncation)
+
+    def draw_one(self, seed: int, index: int, truncation: float | None) -> Array:
+        """As :meth:`draw` for a single sample, without arrays of one number."""
+        sampler = self.require_sampler()
+        if isinstance(sampler, Constant):
+            return self.constant(sampler.value, 1)
+        index = 0 if self.axis is None else int(index)
+        words = philox_of_one(int(seed), self.stream, index, (self.elements + 3) // 4)
+        return self._of_words(sampler, words, truncation)
+
+    def _of_words(self, sampler: Sampler, words: Array, truncation: float | None) -> Array:
+        """Random words, [samples, elements and up to three more], as this input."""
         if words.shape[1] != self.elements:
             words = np.ascontiguousarray(words[:, : self.elements])
-        values = random_values(sampler, words, truncation).reshape(indices.shape[0], *self.drawn)
+        values = random_values(sampler, words, truncation).reshape(words.shape[0], *self.drawn)
         return self._finish(values)
 
     def require_sampler(self) -> Sampler:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ _FAR = _coefficients(
     (2.71155556874348757815e-5, 1.42151175831644588870e-7),
     (2.01033439929228813265e-7, 2.04426310338993978564e-15),
 )
-_LN2 = np.array(0.6931471805599453)
+_MINUS_LN2 = np.array(-0.6931471805599453)
 _SQRT_HALF_BITS = np.array(0.7071067811865476).view(np.int64)
 #: 2 / (2 k + 1), k = 7 .. 0: log m = s (c0 + s² (c1 + s² (…))) with s = (m - 1) / (m + 1).
 _LOG_SERIES = tuple(np.array(2.0 / (2 * k + 1)) for k in range(7, -1, -1))
@@ -66,27 +68,39 @@ _HALF, _ONE, _WORD, _HALF_WORD = np.array(0.5), np.array(1.0), np.array(2.0**-32
 _CENTRE_END, _TAIL, _MIDDLE_START = np.array(0.180625), np.array(0.425), np.array(1.6)
 _52 = np.array(52)
 _TABLES = (_CENTRE, _MIDDLE, _FAR)
+#: Of the arrays that :func:`_minus_log` works in.
+_LOG_WORK = (np.int64, np.int64, np.float64, np.float64, np.float64)
+#: [16, 2]: the coefficients of the centre and of the middle beside each other.
+_REGIONS = np.concatenate([_CENTRE, _MIDDLE], axis=2).reshape(16, 2)
 
 
-def _log(x: Array) -> Array:
-    """Natural logarithm of positive normal float64 numbers, in exact operations only."""
-    bits = x.view(np.int64)
+def _minus_log(x: Array, work: Sequence[Array], out: Array) -> Array:
+    """Minus the natural logarithm of positive normal float64 numbers, in exact operations only.
+
+    Args:
+        x: [elements] float64.
+        work: Five arrays like x to work in: float64, but the first two int64.
+        out: [elements] float64 for the result.
+    """
+    exponent, bits, mantissa, s, square = work
     # x = m 2^k with m in [√½, √2): what is above the exponent of √½ is k, both halves exact.
-    exponent = bits - _SQRT_HALF_BITS
+    np.subtract(x.view(np.int64), _SQRT_HALF_BITS, exponent)
     np.right_shift(exponent, _52, exponent)
-    mantissa = (bits - (exponent << _52)).view(np.float64)
-    s = mantissa - _ONE
-    mantissa += _ONE
-    s /= mantissa
-    square = s * s
-    series: Array = square * _LOG_SERIES[0]
+    np.left_shift(exponent, _52, bits)
+    np.subtract(x.view(np.int64), bits, bits)
+    np.copyto(mantissa, bits.view(np.float64))
+    np.subtract(_ONE, mantissa, s)  # with the sign of minus the logarithm
+    np.add(mantissa, _ONE, mantissa)
+    np.divide(s, mantissa, s)
+    np.multiply(s, s, square)
+    np.multiply(square, _LOG_SERIES[0], out)
     for coefficient in _LOG_SERIES[1:-1]:
-        series += coefficient
-        series *= square
-    series += _LOG_SERIES[-1]
-    series *= s
-    series += exponent * _LN2
-    return series
+        np.add(out, coefficient, out)
+        np.multiply(out, square, out)
+    np.add(out, _LOG_SERIES[-1], out)
+    np.multiply(out, s, out)
+    np.multiply(exponent, _MINUS_LN2, square)
+    return np.add(out, square, out)
 
 
 @functools.lru_cache(maxsize=128)
@@ -97,25 +111,27 @@ def _spelled_out(table: int, elements: int) -> Array:
 
 def _ratio(table: int, r: Array) -> Array:
     """Numerator over denominator at r, [elements]."""
-    return _horner(_spelled_out(table, r.size) if r.size <= _FEW else _TABLES[table], r)
+    both = np.empty((2, r.size))
+    if r.size > _FEW:
+        return _horner(_TABLES[table], r, both)
+    wide = np.empty((2, r.size))
+    wide[...] = r
+    return _horner(_spelled_out(table, r.size), wide, both)
 
 
-def _horner(rows: Array, r: Array) -> Array:
+def _horner(rows: Sequence[Array] | Array, r: Array, both: Array) -> Array:
     """The ratio of two polynomials at r, [elements]; both by Horner's rule, side by side.
 
     Args:
-        rows: [8, 2, elements or 1]: numerator's and denominator's coefficients, highest power first.
-        r: [elements].
+        rows: Eight of [2, elements or 1]: numerator's and denominator's coefficients, highest power first.
+        r: [elements] or [2, elements].
+        both: [2, elements] to work in; its first row is returned.
     """
-    both = rows[0] * r
-    if r.size <= _FEW:  # broadcasting costs more than arithmetic
-        wide: Array = np.empty((2, r.size))
-        wide[...] = r
-        r = wide
+    np.multiply(rows[0], r, both)
     for row in rows[1:-1]:
-        both += row
-        both *= r
-    both += rows[-1]
+        np.add(both, row, both)
+        np.multiply(both, r, both)
+    np.add(both, rows[-1], both)
     quotient: Array = np.divide(both[0], both[1], both[0])
     return quotient
 
@@ -138,7 +154,9 @@ def normal_quantile(p: Array) -> Array:
     if tail.size:
         low = p[tail]
         low = np.minimum(low, 1.0 - low)
-        r = np.sqrt(-_log(low))
+        work = [np.empty(low.size, kind) for kind in _LOG_WORK]
+        r = _minus_log(low, work, np.empty(low.size))
+        np.sqrt(r, r)
         x = _ratio(1, r - 1.6)
         far = np.flatnonzero(r > 5.0)
         if far.size:
@@ -147,30 +165,60 @@ def normal_quantile(p: Array) -> Array:
     return value
 
 
-def _few_quantiles(p: Array) -> Array:
-    """:func:`normal_quantile` of a short array, where the number of operations counts and not their length.
+class _Few:
+    """:func:`normal_quantile` of short arrays, where the number of operations counts and not their length.
 
     The same operations on each element, and so the same bits; but centre and tail go through one
-    Horner scheme, each element with its region's coefficients.
+    Horner scheme, each element with its region's coefficients, and the arrays to work in and their
+    views are made once.
+
+    Attributes:
+        p: [elements] float64: what is asked for, each from 2^-33 to 1 - 2^-33, so near the centre
+            that the third table is not needed.
 
     Args:
-        p: [elements] float64, each from 2^-33 to 1 - 2^-33: so near the centre that the third table is not needed.
+        elements: At most :data:`_FEW`.
     """
-    q = p - _HALF
-    r = q * q
-    np.subtract(_CENTRE_END, r, r)
-    tail = np.abs(q) > _TAIL
-    low = np.subtract(_ONE, p)
-    np.minimum(p, low, out=low)
-    root = _log(low)
-    np.negative(root, root)
-    np.sqrt(root, root)
-    np.subtract(root, _MIDDLE_START, root)
-    np.copyto(r, root, where=tail)
-    value = _horner(np.where(tail, _spelled_out(1, p.size), _spelled_out(0, p.size)), r)
-    np.copysign(_ONE, q, q, where=tail)  # x or -x in the tails
-    value *= q
-    return value
+
+    def __init__(self, elements: int) -> None:
+        self.p, self._q, self._low, self._root = np.empty((4, elements))
+        self._tail = np.empty(elements, bool)
+        self._region = self._tail.view(np.int8)
+        self._work = [np.empty(elements, kind) for kind in _LOG_WORK]
+        self._coefficients = np.empty((16, elements))
+        self._rows = list(self._coefficients.reshape(8, 2, elements))
+        self._wide, self._both = np.empty((2, 2, elements))
+        self._r, self._r_again = self._wide
+
+    def quantiles(self) -> Array:
+        """Of :attr:`p`; the array is overwritten by the next call."""
+        p, q, low, r, root, tail = self.p, self._q, self._low, self._r, self._root, self._tail
+        np.subtract(p, _HALF, q)
+        np.absolute(q, r)
+        np.greater(r, _TAIL, tail)
+        np.subtract(_ONE, p, low)
+        np.minimum(p, low, out=low)
+        _minus_log(low, self._work, root)
+        np.sqrt(root, root)
+        np.subtract(root, _MIDDLE_START, root)
+        np.multiply(q, q, r)
+        np.subtract(_CENTRE_END, r, r)
+        np.copyto(r, root, where=tail)
+        np.copyto(self._r_again, r)
+        _REGIONS.take(self._region, 1, self._coefficients, "clip")
+        value = _horner(self._rows, self._wide, self._both)
+        np.copysign(_ONE, q, q, where=tail)  # x or -x in the tails
+        return np.multiply(value, q, value)
+
+
+class _PerThread(threading.local):
+    """Arrays to work in, of each size that was asked for."""
+
+    def __init__(self) -> None:
+        self.few = functools.lru_cache(maxsize=32)(_Few)
+
+
+_PER_THREAD = _PerThread()
 
 
 @functools.lru_cache(maxsize=64)
@@ -190,13 +238,16 @@ def normal_below(t: float) -> float:
 
 
 def _normal_values(words: Array, sampler: Normal, truncation: float | None) -> Array:
-    p = words * _WORD
+    few = _PER_THREAD.few(words.size) if words.size <= _FEW else None
+    p = few.p if few else np.empty(words.shape)
+    np.copyto(p, words)
+    p *= _WORD
     p += _HALF_WORD  # (word + ½) 2^-32: every step is exact
     if truncation is not None:
         low = normal_below(truncation)
         p *= 1.0 - low - low
         p += low
-    value = _few_quantiles(p) if p.size <= _FEW else normal_quantile(p)
+    value = few.quantiles() if few else normal_quantile(p)
     if truncation is not None:
         np.clip(value, -truncation, truncation, out=value)
     if sampler.std != 1.0:

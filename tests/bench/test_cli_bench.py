@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from ganexport.bench.api import benchmark
 from ganexport.bench.candidates import find_candidates, parse_cores
-from ganexport.errors import UsageError
+from ganexport.errors import Terminated, UsageError, stop_name
 from ganexport.measurement import report_from_json
 from tests.bench import onnx_models
 
@@ -150,30 +151,36 @@ def test_a_report_that_is_none(tmp_path):
     assert "not a benchmark report" in done.stderr
 
 
-def test_ctrl_c_writes_what_was_measured(artifact, tmp_path):
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
+def test_a_signal_writes_what_was_measured(artifact, tmp_path, number, code, name):
     output = tmp_path / "b.json"
     command = [sys.executable, "-m", "ganexport", "bench", str(artifact), "--backends", "onnxruntime"]
     batches = ",".join(map(str, range(1, 33)))
-    command += ["--batch", batches, "--seconds", "4", "--rounds", "8", "--warm-up", "1", "-o", str(output)]
+    command += ["--batch", batches, "--seconds", "1", "--rounds", "4", "--warm-up", "1", "-o", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(5)
-    process.send_signal(signal.SIGINT)
+    time.sleep(8)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "rows were kept" in errors
+    assert process.returncode == code, errors
+    assert f"stopped by {name}" in errors
     report = report_from_json(output.read_bytes())
-    assert len(report.measurements) < 32
-    assert report.notes[0].startswith("interrupted")
+    assert f"{len(report.measurements)} rows were kept" in errors
+    assert 0 < len(report.measurements) < 32
+    assert report.interrupted_by == name
+    assert workers
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()], "a worker was left behind"
 
 
-def test_ctrl_c_while_the_peaks_are_measured_loses_nothing(artifact, monkeypatch):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
+def test_a_signal_while_the_peaks_are_measured_loses_nothing(artifact, monkeypatch, stop):
     def interrupted(*_):
-        raise KeyboardInterrupt
+        raise stop
 
     monkeypatch.setattr("ganexport.bench.api._measure_peaks", interrupted)
     report = benchmark(artifact, backends=("onnxruntime",), batches=(1,), seconds=0.1, rounds=2, warm_up=0.3)
     assert report.measurements[0].series
-    assert report.notes[0].startswith("interrupted")
+    assert report.interrupted_by == stop_name(stop())
 
 
 def test_a_lone_onnx_file_is_measured_and_a_foreign_generator_shows(tmp_path):

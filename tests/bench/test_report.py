@@ -15,7 +15,7 @@ from rich.console import Console
 from ganexport.bench import svg
 from ganexport.bench.compare import merge_reports
 from ganexport.bench.cost import with_price
-from ganexport.bench.digest import speedup_words
+from ganexport.bench.digest import digest, speedup_words
 from ganexport.bench.html import to_html
 from ganexport.bench.table import print_report, to_markdown
 from ganexport.errors import UsageError
@@ -61,7 +61,11 @@ def full_report():
         Measurement(
             {"name": "onnxruntime"},
             {"scenario": "cold-start", "sizes": {"batch": 1}},
-            (Series("cold_start", (300_000_000, 310_000_000)),),
+            (
+                Series("cold_start", (300_000_000, 310_000_000, 450_000_000)),
+                Series("load", (70_000_000, 80_000_000, 90_000_000)),
+                Series("first_run", (2_000_000, 3_000_000, 40_000_000)),
+            ),
         ),
     )
     environment = {
@@ -124,6 +128,15 @@ def test_terminal_and_markdown_hold_every_row():
             assert name in text
     rows = [line for line in to_markdown(report).splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
+
+
+def test_a_cold_start_shows_its_parts_and_the_slowest_start():
+    line = next(line for line in digest(full_report().measurements) if line.scenario == "cold-start")
+    assert (line.median.value, line.slowest, line.load, line.first_run) == (310, 450, 80, 3)
+    row = next(
+        row for row in to_markdown(full_report()).splitlines() if row.startswith("| onnxruntime") and " 310 " in row
+    )
+    assert row.split(" | ")[2:5] == ["450", "80.0", "3.00"]
 
 
 @pytest.mark.parametrize("width", [70, 80, 100, 120, 200])

@@ -132,6 +132,16 @@ def test_a_stale_table_is_found(tmp_path, monkeypatch):
         tables.main(["--check"])
 
 
+def test_a_table_of_a_folder_and_an_unknown_way_to_show_it(tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    text = "<!-- table: results {} -->\nold\n<!-- end of table -->\n"
+    assert "Not measured" in tables.updated(text.format("speedups"), "x.md")
+    with pytest.raises(SystemExit, match="known: speedups, speedups-in-detail"):
+        tables.updated(text.format("loadgen"), "x.md")
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda p: str(p.relative_to(RESULTS)))
 def test_committed_results_can_be_read_and_name_their_command(path):
     report = report_from_json(path.read_bytes(), path.name)

@@ -224,6 +224,25 @@ def test_outputs_that_are_no_pictures_are_sampled(tmp_path, backend):
             generator.sample(1, sizes={"frames": 65})
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    "shape", [(70, 1, 28, 28), (5, 3, 90, 70), (2, 3, 200, 301), (1, 1, 3, 40_000), (9, 4, 1, 999)]
+)
+def test_large_outputs_are_converted_in_pieces_to_the_same_bytes(shape, layout):
+    values = np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
+    spec = TensorSpec("image", "float32", ("batch", *shape[1:]), None, (-1.0, 1.0), "NCHW")
+    wanted = np.clip(values * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    if layout == "NHWC":
+        values = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
+        spec = TensorSpec("image", "float32", ("batch", *values.shape[1:]), None, (-1.0, 1.0), "NHWC")
+    made = to_uint8(values, spec)
+    assert made.flags.c_contiguous
+    assert np.array_equal(made, wanted)
+    values.reshape(-1)[-1] = np.nan
+    with pytest.raises(ArtifactError, match="holds NaN"):
+        to_uint8(values, spec)
+
+
 def test_uint8_outputs_pass_through_in_either_layout():
     nhwc = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3)).astype(np.uint8)
     spec = TensorSpec("image", "uint8", ("batch", 4, 5, 3), None, (0.0, 255.0), "NHWC")

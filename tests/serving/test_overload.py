@@ -1,7 +1,7 @@
 """Five minutes at twice the capacity: 429 for what is too much, memory flat, and the rest on time.
 
-What was reached is printed (pytest -s) and written as JSON beside the server's log; only what does
-not depend on this machine's speed is asserted.
+What was reached is printed (pytest -s); ``GANEXPORT_OVERLOAD_OUTPUT`` names a file that keeps every latency.
+Times are asserted against the batches of the same minutes, so that a slow machine is no failure; a busy one may be.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ganexport.spec import Dim
 SECONDS = float(os.environ.get("GANEXPORT_OVERLOAD_SECONDS", "300"))
 IMAGES = 16
 BATCH = 64
+DELAY_MS = 20
 
 
 def offline_rate(path: Path, seconds: float = 5.0) -> tuple[float, float]:
@@ -74,12 +75,22 @@ def resident(pids: list[int]) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def keep(path: Path, accepted: np.ndarray, report: dict[str, object]) -> None:
+    """The latencies of what was accepted, with everything else that was reached, as a benchmark's result."""
+    from benchmarks._rows import Results
+
+    command = f"GANEXPORT_OVERLOAD_OUTPUT={path.name} pytest tests/serving/test_overload.py -m slow -s"
+    conditions = {"scenario": "overload", "images": IMAGES, "max_batch": BATCH, "max_delay_ms": DELAY_MS}
+    results = Results(path, "Five minutes at twice the capacity", [({"name": "ganexport serve"}, conditions)], command)
+    results.add(0, {"latency": [int(seconds * 1e9) for seconds in accepted]}, items=IMAGES, facts=report)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_twice_the_capacity(tmp_path: Path) -> None:
-    path = make_artifact(tmp_path / "heavy", work=80, dim=Dim("batch", 1, BATCH, BATCH)).path
+    path = make_artifact(tmp_path / "heavy", work=200, dim=Dim("batch", 1, BATCH, BATCH)).path
     capacity, batch = offline_rate(path)
-    server = Served(path, tmp_path, "--max-batch", str(BATCH), "--max-delay-ms", "20", "--reload", "0")
+    server = Served(path, tmp_path, "--max-batch", str(BATCH), "--max-delay-ms", str(DELAY_MS), "--reload", "0")
     try:
         asyncio.run(offer(server.client.url, 2 * capacity / IMAGES, 10.0))  # warm
         pids = [server.process.pid, *server.replica_pids()]
@@ -95,6 +106,7 @@ def test_twice_the_capacity(tmp_path: Path) -> None:
     statuses = {status: sum(r[0] == status for r in results) for status in {r[0] for r in results}}
     accepted = np.array([seconds for status, _, seconds in results if status == 200])
     p50, p99 = np.percentile(accepted, [50, 99])
+    delay, share = DELAY_MS / 1e3, len(accepted) * IMAGES / SECONDS / np.mean([capacity, capacity_after])
     report = {
         "offered_images_per_second": 2 * capacity,
         "offline_images_per_second": [capacity, capacity_after],
@@ -104,13 +116,18 @@ def test_twice_the_capacity(tmp_path: Path) -> None:
         "p50_seconds": p50,
         "p99_seconds": p99,
         "batch_seconds_at_most": {k.split('"')[1]: v for k, v in lines.items() if "batch_seconds_bucket" in k},
-        "statuses": statuses,
+        "p99_limit_seconds": delay + 2 * served,
+        "share_of_the_offline_rate": share,
+        "statuses": {str(status): count for status, count in statuses.items()},
         "resident_bytes": [before, after],
     }
-    (tmp_path / "overload.json").write_text(json.dumps(report, indent=2))
+    if output := os.environ.get("GANEXPORT_OVERLOAD_OUTPUT"):
+        keep(Path(output), accepted, report)
     print(json.dumps(report, indent=2))  # noqa: T201 - asked for with -s
     assert set(statuses) <= {200, 429, 503}, statuses
     assert statuses.get(429, 0) > 0
     assert len(accepted) > 0.2 * len(results)
+    assert p99 <= delay + 2 * served, "accepted requests waited for more than two batches"
+    assert share >= 0.85 or batch < 0.1, f"{share:.0%} of the engine's own rate"
     assert after < before * 1.1 + (32 << 20), "memory grew"
     assert code == 143

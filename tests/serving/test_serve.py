@@ -45,6 +45,12 @@ def test_it_serves_what_python_makes(served, served_artifact: Path) -> None:
     np.testing.assert_array_equal(image, reply.array[0])
 
 
+def test_replicas_run_at_the_niceness_of_the_command(served) -> None:
+    """Ray's own choice would let every other process of the machine go first."""
+    wanted = os.getpriority(os.PRIO_PROCESS, served.process.pid)
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in served.replica_pids()] == [wanted] * 2
+
+
 def test_kill_9_of_a_replica_is_not_seen_by_clients(served) -> None:
     statuses: list[int] = []
     pids = served.replica_pids()

@@ -1,17 +1,12 @@
-"""The headline tables, rendered from the committed results of ``benchmarks.inference``.
-
-    python -m benchmarks.headline            # print
-    python -m benchmarks.headline --write    # into README.md and docs/optimisation.md
+"""How much faster than the stock backends: the results of ``benchmarks.inference`` as a table.
 
 A machine's folder under benchmarks/results holds one ``inference-<model>.json`` a model. Every figure is a ratio of
-medians of raw samples; a test compares the documents with what this prints.
+medians of raw samples. ``benchmarks.tables`` puts the tables into the documents.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +15,6 @@ from typing import Any
 from ganexport.bench.digest import Line, digest
 from ganexport.measurement import Report, report_from_json
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-#: Documents with their tables between two marks.
-DOCUMENTS = {"README.md": False, "docs/optimisation.md": True}
-BEGIN, END = "<!-- measured: python -m benchmarks.headline --write -->", "<!-- measured: end -->"
 AUTO, AUTO_FP32 = "ganexport auto", "ganexport auto fp32"
 #: Stock candidates that need no torch where they run.
 TORCH_FREE = ("onnxruntime (stock export)", "openvino (stock export)")
@@ -101,7 +91,7 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def found_reports(folder: Path = RESULTS) -> Iterator[tuple[str, list[tuple[str, Report]]]]:
+def found_reports(folder: Path) -> Iterator[tuple[str, list[tuple[str, Report]]]]:
     """(machine, [(model, report)]) of every machine's folder."""
     for machine in sorted(path for path in folder.glob("*") if path.is_dir()):
         files = [path for path in sorted(machine.glob("inference-*.json")) if not path.stem.endswith("-under-load")]
@@ -110,7 +100,7 @@ def found_reports(folder: Path = RESULTS) -> Iterator[tuple[str, list[tuple[str,
             yield machine.name, [(model, report_from_json(path.read_bytes(), path.name)) for model, path in named]
 
 
-def render(folder: Path = RESULTS, *, detailed: bool = False) -> str:
+def render(folder: Path, *, detailed: bool = False) -> str:
     """The tables as Markdown.
 
     Args:
@@ -188,33 +178,3 @@ def _ms(value: float | None) -> str:
 
 def _ratio(peer: tuple[float, str] | None, ours: float | None) -> str:
     return "–" if peer is None or ours is None else f"{peer[0] / ours:.2f}"
-
-
-def inserted(text: str, table: str) -> str:
-    """A document with the table between its marks.
-
-    Raises:
-        ValueError: The marks are missing.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Print the tables, or write them into the documents."""
-    parser = argparse.ArgumentParser(prog="benchmarks.headline", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"into {', '.join(DOCUMENTS)}")
-    if not parser.parse_args(arguments).write:
-        sys.stdout.write(f"{render()}\n\n{render(detailed=True)}\n")
-        return 0
-    for name, detailed in DOCUMENTS.items():
-        path = ROOT / name
-        path.write_text(inserted(path.read_text(), render(detailed=detailed)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

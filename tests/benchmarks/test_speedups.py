@@ -1,13 +1,16 @@
-"""The documents' tables are what the committed results say, and the figures are those of the raw samples."""
+"""The tables of speedups: every figure is that of the raw samples."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from benchmarks import headline
+from benchmarks import _speedups
 from ganexport.measurement import SCHEMA_VERSION, Measurement, Report, Series, report_to_json
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def row(name, batch, milliseconds, *, who="stock", failed=False, **about):
@@ -41,11 +44,11 @@ def measured():
 
 
 def test_ratios_are_of_medians_against_the_fastest_right_peer():
-    found = headline.compare(report(*measured()), "net")
+    found = _speedups.compare(report(*measured()), "net")
     assert found.best[16] == (pytest.approx(40), "compile-frozen")
     assert found.ratios(found.ours, found.best) == pytest.approx([4, 2, 2])
     assert found.ratios(found.fp32, found.torch_free) == pytest.approx([1.2, 1.2, 1.2])
-    assert headline.geometric_mean([4, 2, 2]) == pytest.approx(2.52, abs=0.01)
+    assert _speedups.geometric_mean([4, 2, 2]) == pytest.approx(2.52, abs=0.01)
 
 
 def test_tables_show_what_was_measured(tmp_path):
@@ -53,7 +56,7 @@ def test_tables_show_what_was_measured(tmp_path):
     folder.mkdir()
     (folder / "inference-net.json").write_bytes(report_to_json(report(*measured())))
     (folder / "inference-net-under-load.json").write_text("not read")
-    short, long = headline.render(tmp_path), headline.render(tmp_path, detailed=True)
+    short, long = _speedups.render(tmp_path), _speedups.render(tmp_path, detailed=True)
     assert "| net | 4.00 / 2.00 / 2.00 | 2.52 | 41.2 dB |" in short
     assert "| net | 16 | 40.0 compile-frozen | 20.0 | 2.00 | 60.0 openvino (stock export) | 50.0 | 1.20 |" in long
     assert "int8 on openvino" in long
@@ -65,29 +68,17 @@ def test_a_busy_machine_and_a_missing_row_are_said(tmp_path):
     folder.mkdir()
     kept = [one for one in measured() if one.candidate["name"] != "ganexport auto"]
     (folder / "inference-net.json").write_bytes(report_to_json(report(*kept, load=3.0)))
-    short = headline.render(tmp_path)
+    short = _speedups.render(tmp_path)
     assert "| net * | not measured | – | – |" in short
     assert "rough figure" in short
 
 
 def test_without_results_it_says_so(tmp_path):
-    assert headline.render(tmp_path) == headline.NOTHING
-
-
-@pytest.mark.parametrize("name", headline.DOCUMENTS)
-def test_documents_hold_the_tables_of_the_committed_results(name):
-    text = (headline.ROOT / name).read_text()
-    table = headline.render(detailed=headline.DOCUMENTS[name])
-    assert headline.inserted(text, table) == text, "run: python -m benchmarks.headline --write"
-
-
-def test_a_document_without_marks_is_refused():
-    with pytest.raises(ValueError, match="no <!--"):
-        headline.inserted("text", "table")
+    assert _speedups.render(tmp_path) == _speedups.NOTHING
 
 
 def test_committed_results_hold_raw_samples():
-    files = sorted(headline.RESULTS.rglob("inference-*.json"))
+    files = sorted(RESULTS.rglob("inference-*.json"))
     assert files
     for path in files:
         found = json.loads(path.read_text())
