@@ -38,7 +38,8 @@ def keep_vectors_wide(path: Path) -> int:
     makers: dict[str | None, set[str | None]] = {}
     for edge in tree.getroot().findall("edges/edge"):
         makers.setdefault(edge.get("to-layer"), set()).add(edge.get("from-layer"))
-    marked, narrow = 0, set()
+    marked = 0
+    narrow: set[str | None] = set()
     for layer in layers:  # makers before readers
         if layer.get("type") in _STATIC or not _is_vector(layer):
             continue

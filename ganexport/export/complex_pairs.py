@@ -284,7 +284,8 @@ def _linear(value: Any, weight: Any, bias: Any = None) -> Pair:
 
 
 def _sum_of_squares(a: Pair, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return torch.linalg.vector_norm(_absolute(a), *args, **kwargs)
+    made: torch.Tensor = torch.linalg.vector_norm(_absolute(a), *args, **kwargs)
+    return made
 
 
 # --- makers and takers -----------------------------------------------------------------------------------------

@@ -114,8 +114,10 @@ class FreeLengthRecurrence(TorchFunctionMode):
 
 def onnx_forms() -> dict[Callable[..., Any], Callable[..., Any]]:
     """How the exporter writes these operators."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
     from onnxscript.function_libs.torch_lib.ops.core import aten_gru, aten_lstm
+
+    op: Any = opset18  # its stubs know no lists
 
     def to_lstm(value, hidden, cell, weights, biased, layers, both_ways, batch_first):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         return aten_lstm(value, [hidden, cell], weights, biased, layers, 0.0, False, both_ways, batch_first)
