@@ -17,6 +17,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     output = options.output or ROOT / "benchmarks" / "results" / device_key(describe()) / "quality.json"
     rows: list[dict[str, Any]] = []
+    writing = Lock()
 
     def one(way: str, recipe: str, seed: int, sets: tuple[str, ...] = ()) -> dict[str, Any]:
         row = {"way": way, "recipe": recipe, "seed": seed, "sets": list(sets), **_train(recipe, seed, sets, options)}
         say(f"{way}, seed {seed}: Fréchet distance {row['frechet']:.1f}, smallest class {min(row['class_shares']):.1%}")
-        rows.append(row)
-        _write(output, rows, options, seeds)
+        with writing:
+            rows.append(row)
+            _write(output, rows, options, seeds)
         return row
 
     def tuned(rate: float) -> tuple[str, ...]:

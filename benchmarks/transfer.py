@@ -1,6 +1,6 @@
 """Does transfer help? From digits 0-4 to 5-9 with 500 images, against training from scratch, at equal steps.
 
-    python -m benchmarks.transfer --data mnist/ [--seeds 0,1,2] [--steps 300] [--source-steps 938]
+    python -m benchmarks.transfer --data mnist/ [--seeds 0,1,2] [--steps 300] [--source-steps 938] [--precision bf16]
 
 One run learns the digits 0 to 4. Then, for each seed, three runs see the same 500 images of the digits 5 to 9 for the
 same steps: from scratch, from that run (--init-from), and from it with the discriminator's first stage frozen
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--source-steps", type=int, default=938)
     parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--precision", default="fp32", help="of all trainings")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once, one thread each")
     parser.add_argument("-n", type=int, default=5_000, help="generated images a run")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(arguments)
@@ -49,22 +52,24 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(place)
         _split(folder, options.data, options.images)
         source = folder / "source"
-        _run(source, folder / "0-4.npz", options.source_steps, 0, options.recipe)
-        for seed in seeds:
-            for way, more in WAYS.items():
-                run = folder / f"run-{len(rows)}"
-                given = tuple(str(source) if word == "SOURCE" else word for word in more)
-                _run(run, folder / f"few-{seed}.npz", options.steps, seed, options.recipe, given)
-                found = _call(
-                    [sys.executable, "-m", "ganexport.cli", "evaluate", str(run), "--data", str(folder / "5-9.npz"),
-                     "-n", str(options.n), "--json"],
-                    dict(os.environ),
-                )  # fmt: skip
-                rows.append(
-                    {"way": way, "seed": seed, **{k: found[k] for k in ("frechet", "coverage", "class_shares")},
-                     "copies": found["memorisation"]["copies"]}
-                )  # fmt: skip
-                say(f"{way}, seed {seed}: Fréchet distance {rows[-1]['frechet']:.1f}")
+        _run(source, folder / "0-4.npz", options.source_steps, 0, options)
+
+        def one(seed: int, way: str) -> dict[str, Any]:
+            run = folder / f"run-{seed}-{list(WAYS).index(way)}"
+            given = tuple(str(source) if word == "SOURCE" else word for word in WAYS[way])
+            _run(run, folder / f"few-{seed}.npz", options.steps, seed, options, given)
+            found = _call(
+                [sys.executable, "-m", "ganexport.cli", "evaluate", str(run), "--data", str(folder / "5-9.npz"),
+                 "-n", str(options.n), "--json"],
+                {**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            kept = {key: found[key] for key in ("frechet", "coverage", "class_shares")}
+            return {"way": way, "seed": seed, **kept, "copies": found["memorisation"]["copies"]}
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for job in as_completed([pool.submit(one, seed, way) for seed in seeds for way in WAYS]):
+                rows.append(job.result())
+                say(f"{rows[-1]['way']}, seed {rows[-1]['seed']}: Fréchet distance {rows[-1]['frechet']:.1f}")
                 _write(output, rows, options)
     for way in WAYS:
         print(f"{way}: median {np.median([row['frechet'] for row in rows if row['way'] == way]):.1f}")
@@ -88,22 +93,24 @@ def _split(folder: Path, data: str, count: int) -> None:
         np.savez(folder / f"few-{seed}.npz", images=pixels[chosen], labels=labels[chosen] - 5)
 
 
-def _run(run: Path, data: Path, steps: int, seed: int, recipe: str, more: tuple[str, ...] = ()) -> None:
-    sets = [f"training.steps={steps}", f"training.seed={seed}", "training.threads=1", "logging.tensorboard=false"]
-    command = [sys.executable, "-m", "ganexport.cli", "train", recipe, "--data", str(data), "--out", str(run), "--json"]
+def _run(run: Path, data: Path, steps: int, seed: int, options: argparse.Namespace, more: tuple[str, ...] = ()) -> None:
+    sets = [f"training.steps={steps}", f"training.seed={seed}", f"training.precision={options.precision}"]
+    sets += ["training.threads=1", "logging.tensorboard=false"]
+    command = [sys.executable, "-m", "ganexport.cli", "train", options.recipe, "--data", str(data), "--out", str(run)]
     for setting in sets:
         command += ["--set", setting]
-    _call([*command, *more], {**os.environ, "OMP_NUM_THREADS": "1"})
+    _call([*command, "--json", *more], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def _write(output: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     content = {
         "title": f"Transfer from digits 0-4 to 5-9 with {options.images} images, {options.recipe}",
-        "command": f"python -m benchmarks.transfer --data mnist/ --seeds {options.seeds} --steps {options.steps}",
+        "command": f"python -m benchmarks.transfer --data mnist/ --recipe {options.recipe} --seeds {options.seeds} "
+        f"--steps {options.steps} --source-steps {options.source_steps} --precision {options.precision}",
         "environment": describe(),
         "steps": options.steps,
         "source_steps": options.source_steps,
-        "rows": rows,
+        "rows": sorted(rows, key=lambda row: (row["seed"], row["way"])),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
