@@ -20,6 +20,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ganexport.errors import ExportError
 
+COMPLEX_OUTPUT = "the module returns a complex tensor: return its parts, torch.view_as_real(x), or x.abs()"
+
 aten = torch.ops.aten
 
 
@@ -79,9 +81,7 @@ class PairedModule(torch.nn.Module):
         weights = {path: Pair(getattr(self, real), getattr(self, other)) for path, (real, other) in self.parts.items()}
         value = _PairInterpreter(self.graph_module, weights).run(*inputs)
         if any(isinstance(item, Pair) for item in (value if isinstance(value, tuple | list) else [value])):
-            raise ExportError(
-                "the module returns a complex tensor: return its parts, torch.view_as_real(x), or x.abs()"
-            )
+            raise ExportError(COMPLEX_OUTPUT)
         return value
 
 

@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from ganexport.errors import ExportError, UsageError
+from ganexport.export.complex_pairs import COMPLEX_OUTPUT
 from ganexport.export.prepare.randomness import Draw
 from ganexport.export.wrapped import Wrapped, flatten_outputs, run_module, tensors_of
 from ganexport.seeding import latents
@@ -159,6 +160,8 @@ def _describe(
     spec: GeneratorSpec, names: list[str] | None, dtypes: list[str], shapes: list[Shape],
     declared: Sequence[tuple[str, tuple[float, float], str | None]],
 ) -> tuple[TensorSpec, ...]:  # fmt: skip
+    if any(dtype.startswith("complex") for dtype in dtypes):
+        raise ExportError(COMPLEX_OUTPUT)
     count = len(shapes)
     if spec.outputs:
         if len(spec.outputs) != count:
