@@ -99,6 +99,29 @@ class Results:
         temporary.replace(self.path)
 
 
+def write_runs(path: Path, title: str, command: str, rows: list[dict[str, Any]], notes: tuple[str, ...] = ()) -> None:
+    """Trainings and how good they became, as a report.
+
+    Args:
+        path: Where it lies.
+        title: For people.
+        command: What to type to repeat it.
+        rows: A training each: "way", "recipe", "seed", "steps", "sets", "seconds" and figures of quality.
+        notes: Remarks for the reader.
+    """
+    given = ("way", "recipe", "seed", "steps", "sets", "seconds")
+    planned = [
+        ({"name": row["way"], "recipe": row["recipe"]}, {key: row[key] for key in ("seed", "steps", "sets")})
+        for row in rows
+    ]
+    results = Results(path, title, planned, command)
+    for index, row in enumerate(rows):
+        facts = {key: value for key, value in row.items() if key not in given}
+        results.add(index, {"training": [int(row["seconds"] * 1e9)]}, facts=facts)
+    for note in notes:
+        results.note(note)
+
+
 class Deadline:
     """Time that is left.
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._rows import say
+from benchmarks._rows import say, write_runs
 from ganexport.environment import describe, device_key
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,18 +115,13 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _write(output: Path, rows: list[dict[str, Any]], options: argparse.Namespace, seeds: list[int]) -> None:
-    content = {
-        "title": "Quality at equal steps: dcgan-mnist against the survey's loop",
-        "command": f"python -m benchmarks.quality --data mnist/ --seeds {options.seeds} --steps {options.steps}",
-        "environment": describe(),
-        "steps": options.steps,
-        "seeds": seeds,
-        "rows": sorted(rows, key=lambda row: (row["way"], row["seed"])),
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(output)
+    write_runs(
+        output,
+        "Quality at equal steps: dcgan-mnist against the survey's loop",
+        f"python -m benchmarks.quality --data mnist/ --seeds {','.join(map(str, seeds))} --steps {options.steps}",
+        sorted(({**row, "steps": options.steps} for row in rows), key=lambda row: (row["way"], row["seed"])),
+        (f"Fréchet distance of {options.n:,} images", f"{options.jobs} trainings at once, one thread each"),
+    )
 
 
 if __name__ == "__main__":

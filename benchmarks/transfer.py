@@ -10,7 +10,6 @@ same steps: from scratch, from that run (--init-from), and from it with the disc
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._rows import say
+from benchmarks._rows import say, write_runs
 from benchmarks.quality import ROOT, _call
 from ganexport.environment import describe, device_key
 
@@ -57,14 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
         def one(seed: int, way: str) -> dict[str, Any]:
             run = folder / f"run-{seed}-{list(WAYS).index(way)}"
             given = tuple(str(source) if word == "SOURCE" else word for word in WAYS[way])
-            _run(run, folder / f"few-{seed}.npz", options.steps, seed, options, given)
+            seconds = _run(run, folder / f"few-{seed}.npz", options.steps, seed, options, given)
             found = _call(
                 [sys.executable, "-m", "ganexport.cli", "evaluate", str(run), "--data", str(folder / "5-9.npz"),
                  "-n", str(options.n), "--json"],
                 {**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             kept = {key: found[key] for key in ("frechet", "coverage", "class_shares")}
-            return {"way": way, "seed": seed, **kept, "copies": found["memorisation"]["copies"]}
+            about = {"way": way, "recipe": options.recipe, "seed": seed, "sets": list(WAYS[way]), "seconds": seconds}
+            return {**about, **kept, "copies": found["memorisation"]["copies"]}
 
         with ThreadPoolExecutor(options.jobs) as pool:
             for job in as_completed([pool.submit(one, seed, way) for seed in seeds for way in WAYS]):
@@ -93,27 +93,27 @@ def _split(folder: Path, data: str, count: int) -> None:
         np.savez(folder / f"few-{seed}.npz", images=pixels[chosen], labels=labels[chosen] - 5)
 
 
-def _run(run: Path, data: Path, steps: int, seed: int, options: argparse.Namespace, more: tuple[str, ...] = ()) -> None:
+def _run(
+    run: Path, data: Path, steps: int, seed: int, options: argparse.Namespace, more: tuple[str, ...] = ()
+) -> float:
+    """Train; the seconds it took."""
     sets = [f"training.steps={steps}", f"training.seed={seed}", f"training.precision={options.precision}"]
     sets += ["training.threads=1", "logging.tensorboard=false"]
     command = [sys.executable, "-m", "ganexport.cli", "train", options.recipe, "--data", str(data), "--out", str(run)]
     for setting in sets:
         command += ["--set", setting]
-    _call([*command, "--json", *more], {**os.environ, "OMP_NUM_THREADS": "1"})
+    return float(_call([*command, "--json", *more], {**os.environ, "OMP_NUM_THREADS": "1"})["seconds"])
 
 
 def _write(output: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    content = {
-        "title": f"Transfer from digits 0-4 to 5-9 with {options.images} images, {options.recipe}",
-        "command": f"python -m benchmarks.transfer --data mnist/ --recipe {options.recipe} --seeds {options.seeds} "
+    write_runs(
+        output,
+        f"Transfer from digits 0-4 to 5-9 with {options.images} images, {options.recipe}",
+        f"python -m benchmarks.transfer --data mnist/ --recipe {options.recipe} --seeds {options.seeds} "
         f"--steps {options.steps} --source-steps {options.source_steps} --precision {options.precision}",
-        "environment": describe(),
-        "steps": options.steps,
-        "source_steps": options.source_steps,
-        "rows": sorted(rows, key=lambda row: (row["seed"], row["way"])),
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        sorted(({**row, "steps": options.steps} for row in rows), key=lambda row: (row["seed"], row["way"])),
+        (f"Fréchet distance of {options.n:,} images", f"{options.source_steps:,} steps on the digits 0 to 4 before"),
+    )
 
 
 if __name__ == "__main__":
