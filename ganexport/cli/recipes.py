@@ -114,6 +114,11 @@ def list_recipes() -> list[RecipeRow]:
     return rows
 
 
+def _caption(row: RecipeRow) -> str:
+    """In the letters that Pillow's built-in font has: ASCII."""
+    return row.name if row.frechet is None else f"{row.name}, FD {row.frechet:.1f}"
+
+
 def write_grid(path: Path, rows: list[RecipeRow]) -> None:
     """One picture with a labelled strip of samples a trained model.
 
@@ -139,14 +144,19 @@ def write_grid(path: Path, rows: list[RecipeRow]) -> None:
         with Image.open(row.picture) as picture:
             strips.append(picture.convert("L"))
     caption, margin = 20, 8
-    width = max(strip.width for strip in strips) + 2 * margin
-    canvas = Image.new("L", (width, sum(strip.height + caption + margin for strip in strips) + margin), 255)
+    columns = min(2, len(strips))
+    lines = [strips[i : i + columns] for i in range(0, len(strips), columns)]
+    pitch = max(strip.width for strip in strips) + margin
+    height = sum(max(strip.height for strip in line) + caption + margin for line in lines)
+    canvas = Image.new("L", (columns * pitch + margin, height + margin), 255)
     pen, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(13), margin
-    for row, strip in zip(shown, strips, strict=True):
-        distance = "" if row.frechet is None else f"   Fréchet distance {row.frechet:.1f}"
-        pen.text((margin, top), f"{row.name}{distance}", fill=0, font=font)
-        canvas.paste(strip, (margin, top + caption))
-        top += strip.height + caption + margin
+    captions = iter(_caption(row) for row in shown)
+    for line in lines:
+        for column, strip in enumerate(line):
+            left = margin + column * pitch
+            pen.text((left, top), next(captions), fill=0, font=font)
+            canvas.paste(strip, (left, top + caption))
+        top += max(strip.height for strip in line) + caption + margin
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())

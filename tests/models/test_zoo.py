@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import zoo
 from ganexport.checkpoint import WEIGHTS, load_run
 from ganexport.cli.main import cli, run
-from ganexport.cli.recipes import list_recipes
+from ganexport.cli.recipes import _caption, list_recipes
 from ganexport.recipe import load_recipe, models_folder
 
 TRAINED = sorted(path.parent.name for path in models_folder().glob(f"*/{WEIGHTS}"))
@@ -96,7 +96,10 @@ def test_the_list_knows_the_trained_ones_and_draws_them(tmp_path):
     assert result.exit_code == 0, result.output
     assert all(name in result.output for name in TRAINED)
     with Image.open(tmp_path / "models.png") as picture:
-        assert picture.height > 280 * len(TRAINED)
+        assert picture.height > 280 * len(TRAINED) / 2
+        assert picture.width > 2 * 448
+    # The font in the picture has no others.
+    assert all(_caption(row).isascii() for row in rows.values())
     assert run(["recipes", "--grid", str(tmp_path / "models.jpg")]) == 2
     assert run(["recipes", "dcgan-mnist", "--grid", str(tmp_path / "models.png")]) == 2
 
