@@ -204,6 +204,11 @@ class Artifact:
             self._check(path, digest)
         return self.path / file.path
 
+    def bytes_of(self, file: ArtifactFile) -> int:
+        """Bytes on disk of a file and its companions (OpenVINO's weights lie in a .bin); missing ones count nothing."""
+        paths = [self.path / name for name in file.companions]
+        return file.bytes + sum(path.stat().st_size for path in paths if path.is_file())
+
     def golden_path(self) -> Path | None:
         """Path of the golden inputs and outputs after a hash check; None when the artifact has none."""
         if not self.manifest.golden_sha256:

@@ -33,6 +33,17 @@ def test_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_files_size_counts_the_weights_beside_it(tmp_path):
+    with ArtifactWriter(tmp_path / "a") as writer:
+        (writer.folder / "generator.xml").write_bytes(b"<net/>")
+        (writer.folder / "generator.bin").write_bytes(b"w" * 1000)
+        file = writer.describe("generator.xml", "openvino", "fp32", companions=("generator.bin",))
+        artifact = writer.publish(Manifest(1, SPEC, (file,), Provenance("a test")))
+    assert artifact.bytes_of(artifact.find("openvino")) == 1006
+    (tmp_path / "a" / "generator.bin").unlink()
+    assert artifact.bytes_of(artifact.find("openvino")) == 6
+
+
 def test_an_existing_artifact_is_replaced_as_a_whole(tmp_path):
     make(tmp_path / "a")
     (tmp_path / "a" / "stale").touch()

@@ -183,12 +183,14 @@ def _of_file(
             arguments: dict[str, Any] = {"backend": backend, "device": device}
             if artifact is not None and file is not None:
                 arguments |= {"artifact": str(artifact.path), "path": file.path, "settings": dict(file.settings)}
-                about["file_bytes"] = file.bytes
+                about["file_bytes"] = artifact.bytes_of(file)
             else:
                 assert path is not None
                 assert spec is not None
                 arguments |= {"path": str(path), "spec": spec_to_json(spec)}
-                about["file_bytes"] = path.stat().st_size
+                weights = path.with_suffix(".bin")
+                extra = weights.stat().st_size if kind == "openvino" and weights.is_file() else 0
+                about["file_bytes"] = path.stat().st_size + extra
             factory = f"{_HERE}:{'open_artifact' if artifact is not None else 'open_file'}"
             name = backend if backend != "openvino" or kind == "openvino" else "openvino from onnx"
             yield Candidate(_name(name, precision, device), factory, arguments, about, unavailable=reason)

@@ -175,7 +175,7 @@ def show(artifact: Any) -> None:
     for heading in ("file", "precision", "size", "verdict", "PSNR (worst)", "on"):
         table.add_column(heading, justify="right" if heading in ("size", "PSNR (worst)") else "left")
     for file in artifact.manifest.files:
-        table.add_row(file.path, file.precision, f"{file.bytes / 1e6:.1f} MB", *told(file.certificate))
+        table.add_row(file.path, file.precision, f"{artifact.bytes_of(file) / 1e6:.1f} MB", *told(file.certificate))
     console = results()
     console.print(table)
     for file in artifact.manifest.files:

@@ -100,7 +100,7 @@ def _examine_file(artifact: Any, file: ArtifactFile, layers: bool) -> dict[str, 
     import msgspec
 
     state = _state(artifact, file)
-    found: dict[str, Any] = {**msgspec.to_builtins(file), "state": state}
+    found: dict[str, Any] = {**msgspec.to_builtins(file), "state": state, "bytes_with_weights": artifact.bytes_of(file)}
     if file.format == "onnx" and state == "ok":
         found |= _graph(artifact.path / file.path, artifact.spec, layers)
     return found
@@ -219,7 +219,7 @@ def _show_artifact(found: dict[str, Any]) -> None:
         needs = ", ".join(f"{key} {value}" for key, value in file.get("requires", {}).items())
         state = "" if file["state"] == "ok" else f"\n[red]{escape(file['state'])}[/]"
         parity, runtime = _parity(file.get("certificate"))
-        size = file["bytes"]
+        size = file["bytes_with_weights"]
         table.add_row(
             escape(file["path"]) + state, file["format"], file["precision"], _size(size), escape(needs), parity, runtime
         )
