@@ -58,19 +58,7 @@ def _capture(prepared: Prepared, say: Callable[[str], None]) -> torch.export.Exp
 
 def _rewritten(prepared: Prepared) -> tuple[str, ...]:
     seen = prepared.function.seen
-    lines = []
-    if seen.rewritten:
-        lines.append(f"per-sample-convolution: {seen.rewritten} grouped convolutions as patches times weights")
-    if seen.attention:
-        lines.append(f"four-dimensional-attention: {seen.attention} attentions given a head axis")
-    if seen.linspace:
-        lines.append(f"symbolic-linspace: {seen.linspace} grids whose size follows the input's")
-    if seen.fold:
-        lines.append(f"fold-convolution: {seen.fold} folds as transposed convolutions")
-    if seen.recurrent:
-        lines.append(f"free-length-recurrence: {seen.recurrent} recurrent layers kept whole")
-    if seen.spectral:
-        lines.append(f"spectral-convolution: {seen.spectral} short-time Fourier transforms as convolutions")
+    lines = list(seen.rewritten)
     if seen.complex:
         lines.append(f"complex-pairs: {seen.complex} complex tensors as real and imaginary parts")
     return tuple(lines)

@@ -13,6 +13,7 @@ import torch
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.mapping import latent_moments, truncate_mapping
 from ganexport.export.prepare import prepare_module
+from ganexport.export.prepare.autocast import HALF, FullPrecision
 from ganexport.export.prepare.mapping import MEAN_DRAWS
 from ganexport.export.prepare.randomness import MODES, refuse
 from ganexport.export.probe import Probe, probe
@@ -86,7 +87,7 @@ def prepare(
     if original.seen.autocast:
         passes.append(f"autocast-off: {original.seen.autocast} regions of forward run in fp32")
     if original.seen.half:
-        passes.append(f"half-casts-off: {original.seen.half} casts of forward to half precision stay in fp32")
+        passes.append(FullPrecision.line.format(original.seen.half))
     if found.draws:
         passes.append(f"noise-{noise}: {len(found.draws)} random calls, first {found.draws[0].where}")
     passes += baked
@@ -100,16 +101,13 @@ def _evaluation(module: torch.nn.Module) -> None:
 
 def _full_precision(module: torch.nn.Module) -> list[str]:
     """Half-precision weights as fp32 ones of the same values: --precision says what is wanted, on the graph."""
-    low = [
-        tensor.dtype for tensor in (*module.parameters(), *module.buffers())
-        if tensor.dtype in (torch.float16, torch.bfloat16)
-    ]  # fmt: skip
+    low = [tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in HALF]
     if not low:
         return []
     for child in module.modules():
         for tensors in (child._parameters, child._buffers):
             for tensor in tensors.values():
-                if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16):
+                if tensor is not None and tensor.dtype in HALF:
                     tensor.data = tensor.data.float()
     return [f"float32-weights: {len(low)} tensors of {str(low[0]).removeprefix('torch.')}"]
 

@@ -13,6 +13,7 @@ import torch
 
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.prepare._location import innermost
+from ganexport.export.prepare._rewriting import Rewriting
 from ganexport.export.prepare.attention import FourDimensionalAttention
 from ganexport.export.prepare.autocast import FullPrecision, without_autocast
 from ganexport.export.prepare.autograd_functions import plain_functions
@@ -26,6 +27,16 @@ from ganexport.export.prepare.spectral import SpectralAsConvolution
 from ganexport.spec import GeneratorSpec, TensorSpec
 
 Array = np.ndarray[Any, Any]
+
+#: Entered in this order when a module is exported, and not for its reference.
+REWRITINGS: tuple[type[Rewriting], ...] = (
+    PerSampleConvolution,
+    FourDimensionalAttention,
+    SymbolicLinspace,
+    FoldAsConvolution,
+    FreeLengthRecurrence,
+    SpectralAsConvolution,
+)
 
 
 def flatten_outputs(value: Any) -> tuple[list[str] | None, tuple[torch.Tensor, ...]]:
@@ -66,12 +77,7 @@ class Seen:
     """What the tracing passes met during the last call.
 
     Attributes:
-        rewritten: Per-sample convolutions that were rewritten.
-        attention: Attentions of rank 2 or 3 that were given the missing axes.
-        linspace: linspaces of a symbolic number of steps that were rewritten.
-        fold: Folds that became transposed convolutions.
-        recurrent: Recurrent layers over a symbolic length that were kept whole.
-        spectral: Short-time Fourier transforms that were rewritten, inverse ones included.
+        rewritten: A line for the manifest for each of :data:`REWRITINGS` that had something to do.
         complex: Complex tensors that a captured graph held before they became pairs.
         autocast: Autocast regions that were switched off.
         half: Casts to half precision that were switched off.
@@ -79,12 +85,7 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self.rewritten = 0
-        self.attention = 0
-        self.linspace = 0
-        self.fold = 0
-        self.recurrent = 0
-        self.spectral = 0
+        self.rewritten: list[str] = []
         self.complex = 0
         self.autocast = 0
         self.half = 0
@@ -140,20 +141,10 @@ class Wrapped(torch.nn.Module):
             stack.enter_context(unchecked_distributions())
             autocast = stack.enter_context(without_autocast())
             precise = stack.enter_context(FullPrecision())
-            convolution = stack.enter_context(PerSampleConvolution()) if self.rewrite else None
-            attention = stack.enter_context(FourDimensionalAttention()) if self.rewrite else None
-            linspace = stack.enter_context(SymbolicLinspace()) if self.rewrite else None
-            fold = stack.enter_context(FoldAsConvolution()) if self.rewrite else None
-            recurrent = stack.enter_context(FreeLengthRecurrence()) if self.rewrite else None
-            spectral = stack.enter_context(SpectralAsConvolution()) if self.rewrite else None
+            modes = [stack.enter_context(kind()) for kind in (REWRITINGS if self.rewrite else ())]
             randomness = stack.enter_context(Randomness(self._supply(noise)))
             value = self.invoke(self.module, inputs, self.call)
-        self.seen.rewritten = convolution.count if convolution else 0
-        self.seen.attention = attention.count if attention else 0
-        self.seen.linspace = linspace.count if linspace else 0
-        self.seen.fold = fold.count if fold else 0
-        self.seen.recurrent = recurrent.count if recurrent else 0
-        self.seen.spectral = spectral.count if spectral else 0
+        self.seen.rewritten = [mode.line.format(mode.count) for mode in modes if mode.count]
         self.seen.autocast = autocast.count
         self.seen.half = precise.count
         self.seen.draws = randomness.draws

@@ -10,30 +10,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from torch.overrides import TorchFunctionMode
+
+from ganexport.export.prepare._rewriting import Rewriting
 
 
-class FourDimensionalAttention(TorchFunctionMode):
-    """Gives attention of rank 2 or 3 the missing axes, one head, and takes them away again.
+class FourDimensionalAttention(Rewriting):
+    """Gives attention of rank 2 or 3 the missing axes, one head, and takes them away again."""
 
-    Attributes:
-        count: How many calls were changed.
-    """
+    line = "four-dimensional-attention: {} attentions given a head axis"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function."""
-        kwargs = kwargs or {}
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See :class:`Rewriting`."""
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
+            return NotImplemented
         given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
         rank = given["query"].ndim
         if rank not in (2, 3) or len(args) > 4 or any(given[name].ndim != rank for name in ("key", "value")):
-            return func(*args, **kwargs)
-        self.count += 1
+            return NotImplemented
         for name in ("query", "key", "value", "attn_mask"):
             tensor = given.get(name)
             # A mask of lower rank broadcasts from the right as it is; one of full rank needs the axes too.

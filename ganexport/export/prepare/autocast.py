@@ -11,34 +11,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+
+from ganexport.export.prepare._rewriting import Rewriting
 
 HALF = (torch.float16, torch.bfloat16)
 _CASTS = (torch.Tensor.half, torch.Tensor.bfloat16)
 
 
-class FullPrecision(TorchFunctionMode):
-    """Whatever is asked for in half precision is made in fp32.
+class FullPrecision(Rewriting):
+    """Whatever is asked for in half precision is made in fp32."""
 
-    Attributes:
-        count: Calls that were changed.
-    """
+    line = "half-casts-off: {} casts of forward to half precision stay in fp32"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function."""
-        kwargs = kwargs or {}
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See :class:`Rewriting`."""
         if func in _CASTS:
-            self.count += 1
             return args[0].float()
-        if any(_is_half(value) for value in (*args, *kwargs.values())):
-            self.count += 1
-            args = tuple(torch.float32 if _is_half(value) else value for value in args)
-            kwargs = {name: torch.float32 if _is_half(value) else value for name, value in kwargs.items()}
-        return func(*args, **kwargs)
+        if not any(_is_half(value) for value in (*args, *kwargs.values())):
+            return NotImplemented
+        args = tuple(torch.float32 if _is_half(value) else value for value in args)
+        return func(*args, **{name: torch.float32 if _is_half(value) else value for name, value in kwargs.items()})
 
 
 def _is_half(value: Any) -> bool:

@@ -11,41 +11,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.overrides import TorchFunctionMode
+
+from ganexport.export.prepare._rewriting import Rewriting
 
 
-class FoldAsConvolution(TorchFunctionMode):
-    """Answers folds whose patches tile the output without a rest.
+class FoldAsConvolution(Rewriting):
+    """Answers folds whose patches tile the output without a rest."""
 
-    Attributes:
-        count: How many calls were changed.
-    """
+    line = "fold-convolution: {} folds as transposed convolutions"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function."""
-        kwargs = kwargs or {}
-        if func is not F.fold:
-            return func(*args, **kwargs)
-        names = ("input", "output_size", "kernel_size", "dilation", "padding", "stride")
-        given = {"dilation": 1, "padding": 0, "stride": 1} | dict(zip(names, args, strict=False)) | kwargs
-        made = _folded(**given)
-        self.count += made is not None
-        return func(*args, **kwargs) if made is None else made
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See :class:`Rewriting`."""
+        return _folded(*args, **kwargs) if func is F.fold else NotImplemented
 
 
 def _folded(
-    input: torch.Tensor, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any  # noqa: A002
-) -> torch.Tensor | None:  # fmt: skip
+    input: torch.Tensor,  # noqa: A002 - torch's name for it
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+) -> Any:
+    """:func:`F.fold`; its arguments and its result. NotImplemented where patches leave a rest."""
     size, kernel, dilation, padding, stride = map(_pair, (output_size, kernel_size, dilation, padding, stride))
     if input.ndim not in (2, 3):
-        return None
+        return NotImplemented
     spans = [n + 2 * p - d * (k - 1) - 1 for n, p, d, k in zip(size, padding, dilation, kernel, strict=True)]
     if not all(statically_known_true(span % s == 0) for span, s in zip(spans, stride, strict=True)):
-        return None
+        return NotImplemented
     places = kernel[0] * kernel[1]
     value = input if input.ndim == 3 else input[None]  # [B, C k k, patches]
     channels = value.shape[1] // places

@@ -8,30 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+
+from ganexport.export.prepare._rewriting import Rewriting
 
 
-class SymbolicLinspace(TorchFunctionMode):
-    """start + i (end - start) / (steps - 1) for i in arange(steps), where steps is symbolic.
+class SymbolicLinspace(Rewriting):
+    """start + i (end - start) / (steps - 1) for i in arange(steps), where steps is symbolic."""
 
-    Attributes:
-        count: How many calls were rewritten.
-    """
+    line = "symbolic-linspace: {} grids whose size follows the input's"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function."""
-        kwargs = kwargs or {}
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See :class:`Rewriting`."""
         if func is not torch.linspace:
-            return func(*args, **kwargs)
+            return NotImplemented
         given = dict(zip(("start", "end", "steps"), args, strict=False)) | kwargs
         steps = given.get("steps")
         if not isinstance(steps, torch.SymInt) or given.get("out") is not None:
-            return func(*args, **kwargs)
-        self.count += 1
+            return NotImplemented
         dtype = given.get("dtype") or torch.get_default_dtype()
         index = torch.arange(steps, device=given.get("device"))
         last = index[-1:]  # a tensor: ONNX has no division of a symbolic size

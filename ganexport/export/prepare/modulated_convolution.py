@@ -12,34 +12,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from torch.overrides import TorchFunctionMode
+
+from ganexport.export.prepare._rewriting import Rewriting
 
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, F.conv1d: 1, F.conv2d: 2}
 _TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, F.conv_transpose1d: 1, F.conv_transpose2d: 2}
 
 
-class PerSampleConvolution(TorchFunctionMode):
-    """Rewrites convolutions whose groups are the batch; all others run as they are.
+class PerSampleConvolution(Rewriting):
+    """Rewrites convolutions whose groups are the batch; all others run as they are."""
 
-    Attributes:
-        count: How many calls were rewritten.
-    """
+    line = "per-sample-convolution: {} grouped convolutions as patches times weights"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function."""
-        kwargs = kwargs or {}
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See :class:`Rewriting`."""
         rewrite = _rewrite_of(func)
         if rewrite is None:
-            return func(*args, **kwargs)
+            return NotImplemented
         transposed, rank = rewrite
         given = _arguments(transposed, args, kwargs)
         if not _per_sample(given, transposed):
-            return func(*args, **kwargs)
-        self.count += 1
+            return NotImplemented
         operands = {name: _pair(given[name], rank) for name in ("stride", "dilation", "output_padding")}
         padding = given["padding"] if isinstance(given["padding"], str) else _pair(given["padding"], rank)
         run = _transposed if transposed else _plain

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from ganexport.export.prepare._rewriting import Rewriting
 
 
 @torch.library.custom_op("ganexport::lstm", mutates_args=())
@@ -73,31 +74,23 @@ _GRU = (torch.gru, _VF.gru)
 _RNN = {torch.rnn_tanh: "Tanh", _VF.rnn_tanh: "Tanh", torch.rnn_relu: "Relu", _VF.rnn_relu: "Relu"}
 
 
-class FreeLengthRecurrence(TorchFunctionMode):
-    """Keeps recurrent layers whole where their length is symbolic.
+class FreeLengthRecurrence(Rewriting):
+    """Keeps recurrent layers whole where their length is symbolic."""
 
-    Attributes:
-        count: How many calls were kept whole.
-    """
+    line = "free-length-recurrence: {} recurrent layers kept whole"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function."""
-        kwargs = kwargs or {}
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See :class:`Rewriting`."""
         if kwargs or len(args) != 9 or not self._is_recurrent(func):
-            return func(*args, **kwargs)
+            return NotImplemented
         value, state, weights, biased, layers, dropout, training, both_ways, batch_first = args
         # Packed sequences pass their batch sizes where the state is, and the state where the weights are.
         if not isinstance(weights, tuple | list) or not isinstance(value.shape[1 if batch_first else 0], torch.SymInt):
-            return func(*args)
+            return NotImplemented
         if training and dropout:
-            return func(*args)
+            return NotImplemented
         if func in _LSTM and state[0].shape[2] != state[1].shape[2]:  # projected: ONNX has no such LSTM
-            return func(*args)
-        self.count += 1
+            return NotImplemented
         if func in _LSTM:
             return lstm(value, state[0], state[1], list(weights), biased, layers, both_ways, batch_first)
         if func in _GRU:

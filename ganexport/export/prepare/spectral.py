@@ -7,49 +7,36 @@ overlap by a transposed convolution, and divided by the same sum of the squared 
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from torch.overrides import TorchFunctionMode
+
+from ganexport.export.prepare._rewriting import Rewriting
 
 _FORWARD = (torch.stft, torch.Tensor.stft)
 _INVERSE = (torch.istft, torch.Tensor.istft)
-_FORWARD_NAMES = (
-    "input", "n_fft", "hop_length", "win_length", "window", "center", "pad_mode", "normalized", "onesided",
-    "return_complex", "align_to_window",
-)  # fmt: skip
-_INVERSE_NAMES = (
-    "input", "n_fft", "hop_length", "win_length", "window", "center", "normalized", "onesided", "length",
-    "return_complex",
-)  # fmt: skip
 
 
-class SpectralAsConvolution(TorchFunctionMode):
-    """Answers short-time Fourier transforms of real signals, and the inverse ones that give real signals.
+class SpectralAsConvolution(Rewriting):
+    """Answers short-time Fourier transforms of real signals, and the inverse ones that give real signals."""
 
-    Attributes:
-        count: How many calls were changed.
-    """
+    line = "spectral-convolution: {} short-time Fourier transforms as convolutions"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function."""
-        kwargs = kwargs or {}
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See :class:`Rewriting`."""
         if func not in _FORWARD and func not in _INVERSE:
-            return func(*args, **kwargs)
+            return NotImplemented
         inverse = func in _INVERSE
-        given = dict(zip(_INVERSE_NAMES if inverse else _FORWARD_NAMES, args, strict=False)) | kwargs
+        run = inverse_transform if inverse else transform
+        given = dict(zip(inspect.signature(run).parameters, args, strict=False)) | kwargs
         given = {"input": given.pop("self", None)} | given
         if not (_inverse_fits(given) if inverse else _forward_fits(given)):
-            return func(*args, **kwargs)
-        self.count += 1
-        return inverse_transform(**given) if inverse else transform(**given)
+            return NotImplemented
+        return run(**given)
 
 
 def _forward_fits(given: dict[str, Any]) -> bool:
