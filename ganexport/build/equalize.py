@@ -27,6 +27,8 @@ Array = NDArray[Any]
 HOMOGENEOUS = ("LeakyRelu", "Relu", "PRelu", "Identity", "Dropout", "MaxPool", "AveragePool", "GlobalAveragePool")
 #: Homogeneous under conditions on their attributes.
 CONDITIONAL = ("Resize", "Pad", "Reshape", "Flatten")
+#: Rewrites after which neighbouring layers have nothing between them but their activation.
+FOLDING = ("remove-dead", "fold-batch-norm", "fold-scale")
 #: Balances worth trying: activations alike, for a first layer whose reader stays wide; both alike.
 BALANCES = (1.0, 0.5)
 #: Factors further apart than this are dead channels, not scales.
@@ -103,8 +105,9 @@ def equalised_forms(
         feeds: Gives calibration inputs.
         finish: Further rewrites of each.
     """
+    inputs = feeds()
     for balance in BALANCES:
-        made, count = equalise(model, feeds(), balance)
+        made, count = equalise(model, inputs, balance)
         if not count:
             return
         yield f"channels of {count} layers equalised by {balance:g}", finish(made)

@@ -155,12 +155,15 @@ def quantize(
     say = progress or (lambda _text: None)
     with tempfile.TemporaryDirectory(prefix="ganexport-int8-") as folder, _silent():
 
-        def work_on(number: int, label: str, form: onnx.ModelProto, *, wide: bool) -> _Work:
+        def work_on(
+            number: int, label: str, form: onnx.ModelProto, *, wide: bool, inputs: _Inputs | None = None
+        ) -> _Work:
             place = Path(folder) / f"{number}-{wide}"
             place.mkdir()
-            return _Work(form, spec, place, samples, tuple(compute), tuple(keep), wide, label)
+            return _Work(form, spec, place, inputs or samples, tuple(compute), tuple(keep), wide, label)
 
         first = work_on(0, "", model, wide=wide_outputs)
+        margin = first.inputs.margin
         if not first.nodes:
             raise ExportError(f"int8: no {', '.join(compute)} with constant weights to quantize")
         say(f"calibrating int8 on {samples} inputs")
@@ -171,12 +174,12 @@ def quantize(
             for number, (label, form) in enumerate(variants, 1):
                 say(f"int8 is not good enough yet: {label}")
                 forms[label] = form
-                yield _Trial(work_on(number, label, form, wide=wide_outputs), methods[0])
+                yield _Trial(work_on(number, label, form, wide=wide_outputs, inputs=first.inputs), methods[0])
 
         trials: list[_Trial] = []
         for trial in trying():
             trials.append(trial)
-            if trial.reached >= target + first.margin:
+            if trial.reached >= target + margin:
                 return trial.all_narrow(_by_method(trials))
         by_method = _by_method(trials)
         # Every method has its turn: the one that does best with the noisiest layer in int8 need not without it.
@@ -189,7 +192,7 @@ def quantize(
         if not wide_outputs:
             say("int8: leaving outputs unrounded")
             label = trials[0].work.label
-            exact = work_on(0, label, forms[label], wide=True)
+            exact = work_on(0, label, forms[label], wide=True, inputs=first.inputs)
             for name in dict.fromkeys((trials[0].method, methods[0])):
                 made = _Trial(exact, name).relax(target, by_method, close, all_too=True)
                 if made is not None:
@@ -234,10 +237,10 @@ class _Trial:
         Returns:
             The first selection that is good enough; None without one.
         """
-        work, ranges = self.work, self.ranges
-        if all_too and self.reached >= target + work.margin:
+        work, ranges, wanted = self.work, self.ranges, target + self.work.inputs.margin
+        if all_too and self.reached >= wanted:
             return self.all_narrow(by_method)
-        few = max(1, len(work.judged) // 4)  # they only order the layers
+        few = max(1, len(work.inputs.judged) // 4)  # they only order the layers
         alone = {
             name: work.judge(work.build(ranges, [other for other in work.nodes if other != name]), few)
             for name in work.nodes
@@ -248,7 +251,7 @@ class _Trial:
         def gain(name: str) -> float:
             return noise[name] / (work.work.get(name, 0.0) / total + 0.02)
 
-        allowed = 10 ** (-(target + work.margin) / 10)
+        allowed = 10 ** (-wanted / 10)
         wide: list[str] = []
         for name in sorted(work.nodes, key=gain, reverse=True)[:-1]:
             wide.append(name)
@@ -258,22 +261,42 @@ class _Trial:
             made = work.build(ranges, wide)
             reached = work.judge(made)
             found = Quantized(made, self.method, tuple(wide), reached, alone, by_method, work.label)
-            if reached >= target + work.margin:
+            if reached >= wanted:
                 return found
             if reached >= target:
                 close.append(found)
         return None
 
 
+class _Inputs:
+    """What ranges are taken from and pictures judged on, the same for every form of a graph.
+
+    Args:
+        model: fp32; its outputs are the truth.
+        spec: Inputs with samplers.
+        samples: For calibration.
+        cost: Multiply-accumulates a sample, which bounds how many are looked at.
+    """
+
+    def __init__(self, model: onnx.ModelProto, spec: GeneratorSpec, samples: int, cost: float) -> None:
+        affordable = int(PASS / max(cost, 1.0))
+        judged = max(JUDGED, min(JUDGED_MOST, affordable))
+        self.ranged = max(samples, min(RANGED_MOST, affordable))
+        self.margin = SMALL_MARGIN if judged >= MANY else MARGIN
+        self.calibration = calibration_inputs(spec, samples)
+        self.judged = list(_draw(spec, JUDGING_SEED, judged))
+        self.reference = [_run(model, feeds) for feeds in self.judged]
+
+
 class _Work:
-    """One model being quantized: calibration data, reference outputs, trials."""
+    """One form of the graph being quantized: its layers, ranges and trials."""
 
     def __init__(
         self,
         model: onnx.ModelProto,
         spec: GeneratorSpec,
         folder: Path,
-        samples: int,
+        inputs: _Inputs | int,
         compute: tuple[str, ...],
         keep: tuple[str, ...],
         wide_outputs: bool,
@@ -303,14 +326,10 @@ class _Work:
         self.work = _work_by_node(self.model)
         small = self._small()
         self.nodes = [name for name in self.nodes if name not in small]
-        self.sets = calibration_inputs(spec, samples)
-        cost = sum(self.work.values()) * math.prod(size for name, size in spec.sizes().items() if name != BATCH)
-        affordable = int(PASS / max(cost, 1.0))
-        self.ranged = max(samples, min(RANGED_MOST, affordable))
-        judged = max(JUDGED, min(JUDGED_MOST, affordable))
-        self.margin = SMALL_MARGIN if judged >= MANY else MARGIN
-        self.judged = list(_draw(spec, JUDGING_SEED, judged))
-        self.reference = [_run(self.model, feeds) for feeds in self.judged]
+        if isinstance(inputs, int):
+            cost = sum(self.work.values()) * math.prod(size for name, size in spec.sizes().items() if name != BATCH)
+            inputs = _Inputs(self.model, spec, inputs, cost)
+        self.inputs = inputs
 
     def _small(self) -> set[str]:
         """Layers that are not worth their noise."""
@@ -341,8 +360,8 @@ class _Work:
             extra_options=extra,
         )
         # Histograms keep every value that they have seen; largest values need no memory.
-        many = _draw(self.spec, CALIBRATION_SEED, self.ranged)
-        calibrator.collect_data(_Reader(many if method == "minmax" else self.sets))
+        many = _draw(self.spec, CALIBRATION_SEED, self.inputs.ranged)
+        calibrator.collect_data(_Reader(many if method == "minmax" else self.inputs.calibration))
         if method == "mse":
             histograms = calibrator.collector.histogram_dict
             return {
@@ -392,7 +411,9 @@ class _Work:
         """dB of the worst judged sample over all outputs, on all input sets or the first few."""
         worst = math.inf
         comparisons = [Comparison(tensor.name, tensor.range) for tensor in self.spec.outputs]
-        for number, (feeds, truth) in enumerate(zip(self.judged[:sets], self.reference[:sets], strict=True)):
+        for number, (feeds, truth) in enumerate(
+            zip(self.inputs.judged[:sets], self.inputs.reference[:sets], strict=True)
+        ):
             outputs = _run(model, feeds)
             for comparison in comparisons:
                 comparison.add(truth[comparison.name], outputs[comparison.name], number)

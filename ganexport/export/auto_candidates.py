@@ -214,12 +214,12 @@ class _Builder:
         )  # fmt: skip
 
     def _int8(self, backend: str, variant: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-        from ganexport.build.equalize import equalised_forms
+        from ganexport.build.equalize import FOLDING, equalised_forms
         from ganexport.build.quantize import calibration_inputs, quantize
 
         target, samples = Target(backend, "int8", self.batch), self.wanted.calibration_samples
         model, passes = rewrite(self.model, target, options=VARIANTS[variant])
-        folded = rewrite(self.model, target, passes=("remove-dead", "fold-batch-norm", "fold-scale"))[0]
+        folded = rewrite(self.model, target, passes=FOLDING)[0]
         forms = equalised_forms(
             folded,
             lambda: calibration_inputs(self.spec, samples),

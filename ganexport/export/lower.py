@@ -82,7 +82,7 @@ def _int8(
 ) -> tuple[Any, tuple[str, ...]]:
     """The QDQ model and its lines for the manifest."""
     from ganexport.build.cost import Target
-    from ganexport.build.equalize import equalised_forms
+    from ganexport.build.equalize import FOLDING, equalised_forms
     from ganexport.build.quantize import calibration_inputs, quantize
     from ganexport.build.rewrites import rewrite
 
@@ -96,7 +96,7 @@ def _int8(
         return rewrite(form, target)[0] if rewritten else form
 
     first, rewrites = rewrite(model, target) if rewritten else (model, ())
-    folded = model if keep else rewrite(model, target, passes=("remove-dead", "fold-batch-norm", "fold-scale"))[0]
+    folded = model if keep else rewrite(model, target, passes=FOLDING)[0]
     made = quantize(
         first, spec, samples=samples, keep=keep, min_psnr=publication.settings.min_psnr,
         # OpenVINO and TensorRT compute int8 x int8 -> fp32; ONNX Runtime's convolutions have to round.
