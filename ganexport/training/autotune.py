@@ -128,11 +128,8 @@ class Tuner:
         for precision in self._precisions():
             best = self._better(best, self.time(msgspec.structs.replace(best.settings, precision=precision)))
         best = self._better(best, self.time(msgspec.structs.replace(best.settings, memory_format="channels_last")))
-        if self.device.type == "cpu" and (best.settings.precision, best.settings.memory_format) != (
-            "fp32",
-            "contiguous",
-        ):
-            for threads in {cores, base.threads, 1} - {best.settings.threads}:
+        if self.device.type == "cpu":
+            for threads in (base.threads, *_thread_counts(cores, base.threads)):
                 other = msgspec.structs.replace(best.settings, threads=threads)
                 if all(row.settings != other for row in self.rows):
                     best = self._better(best, self.time(other))
