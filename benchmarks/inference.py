@@ -21,7 +21,7 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +291,7 @@ def measure(model: str, options: argparse.Namespace, load: object) -> Report | N
                 rows = roofline.annotate(rows, {"": roofline.count(onnx, opened(model).spec, {})}, {"cpu": peak})
     rows = [msgspec.structs.replace(row, conditions={**row.conditions, "model": model}) for row in rows]
     environment["load_average_after"] = describe()["load_average"]
-    command = shlex.join(["python", "-m", "benchmarks.inference", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "benchmarks.inference", *_repeatable(sys.argv[1:])])
     title = f"{model}: ours against stock"
     notes = (*conductor.notes, *_quality_notes(candidates))
     return Report(SCHEMA_VERSION, title, environment, tuple(rows), notes, command)
@@ -304,6 +304,13 @@ def _quality_notes(candidates: list[Candidate]) -> Iterator[str]:
                 f"{one.name}: Fréchet distance {one.about['frechet']:.2f} from the real digits, fp32 "
                 f"{one.about['frechet_fp32']:.2f} ({moved:+.1%}; {one.about['frechet_images']:,} images each)"
             )
+
+
+def _repeatable(arguments: Sequence[str]) -> list[str]:
+    """The arguments without --work, whose folder is nobody else's."""
+    shelf = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    shelf.add_argument("--work")
+    return shelf.parse_known_args(list(arguments))[1]
 
 
 def main(arguments: list[str] | None = None) -> int:

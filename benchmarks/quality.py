@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -70,30 +71,38 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(recipe: str, seed: int, sets: tuple[str, ...], options: argparse.Namespace) -> dict[str, Any]:
     settings = [f"training.steps={options.steps}", f"training.seed={seed}", "training.threads=1", *sets]
     settings += ["logging.tensorboard=false", f"logging.sample_every={options.steps}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ganexport = [sys.executable, "-m", "ganexport.cli"]
     with tempfile.TemporaryDirectory() as folder:
-        run = str(Path(folder) / "run")
-        train = [*ganexport, "train", recipe, "--data", options.data, "--out", run, "--json"]
-        for setting in settings:
-            train += ["--set", setting]
-        trained = _call(train, environment)
-        evaluate = [*ganexport, "evaluate", run, "--data", options.data, "-n", str(options.n), "--json"]
-        found = _call(evaluate, environment)
+        run = Path(folder) / "run"
+        seconds = train(run, recipe, options.data, settings)
+        found = evaluate(run, options.data, options.n)
     keys = ("frechet", "frechet_interval", "coverage", "precision", "class_shares", "confidence", "generated", "real")
     return {
         **{key: found[key] for key in keys},
         "copies": found["memorisation"]["copies"],
-        "seconds": trained["seconds"],
+        "seconds": seconds,
     }
 
 
-def _call(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+def train(run: Path, recipe: str, data: str | Path, settings: Sequence[str], more: Sequence[str] = ()) -> float:
+    """``ganexport train`` on one thread; the seconds it took."""
+    sets = [word for setting in settings for word in ("--set", setting)]
+    return float(_call("train", recipe, "--data", str(data), "--out", str(run), *sets, *more)["seconds"])
+
+
+def evaluate(run: Path, data: str | Path, count: int) -> dict[str, Any]:
+    """``ganexport evaluate`` on one thread."""
+    return _call("evaluate", str(run), "--data", str(data), "-n", str(count))
+
+
+def _call(*words: str) -> dict[str, Any]:
+    command, environment = (
+        [sys.executable, "-m", "ganexport.cli", *words, "--json"],
+        {**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(
-            f"{' '.join(command[2:6])}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}"
-        )
+        said = done.stderr.strip().splitlines()
+        sys.exit(f"ganexport {' '.join(words[:2])}: {said[-1] if said else 'failed'}")
     found = json.loads(done.stdout)
     assert isinstance(found, dict)
     return found

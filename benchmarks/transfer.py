@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._rows import say, write_runs
-from benchmarks.quality import ROOT, _call
+from benchmarks.quality import ROOT, evaluate, train
 from ganexport.environment import describe, device_key
 
 WAYS: dict[str, tuple[str, ...]] = {
@@ -57,11 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             run = folder / f"run-{seed}-{list(WAYS).index(way)}"
             given = tuple(str(source) if word == "SOURCE" else word for word in WAYS[way])
             seconds = _run(run, folder / f"few-{seed}.npz", options.steps, seed, options, given)
-            found = _call(
-                [sys.executable, "-m", "ganexport.cli", "evaluate", str(run), "--data", str(folder / "5-9.npz"),
-                 "-n", str(options.n), "--json"],
-                {**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            found = evaluate(run, folder / "5-9.npz", options.n)
             kept = {key: found[key] for key in ("frechet", "coverage", "class_shares")}
             about = {"way": way, "recipe": options.recipe, "seed": seed, "sets": list(WAYS[way]), "seconds": seconds}
             return {**about, **kept, "copies": found["memorisation"]["copies"]}
@@ -99,10 +95,7 @@ def _run(
     """Train; the seconds it took."""
     sets = [f"training.steps={steps}", f"training.seed={seed}", f"training.precision={options.precision}"]
     sets += ["training.threads=1", "logging.tensorboard=false"]
-    command = [sys.executable, "-m", "ganexport.cli", "train", options.recipe, "--data", str(data), "--out", str(run)]
-    for setting in sets:
-        command += ["--set", setting]
-    return float(_call([*command, "--json", *more], {**os.environ, "OMP_NUM_THREADS": "1"})["seconds"])
+    return train(run, options.recipe, data, sets, more)
 
 
 def _write(output: Path, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:

@@ -53,3 +53,8 @@ def test_what_the_digit_classifier_cannot_judge_has_no_such_figure(tmp_path):
     fp32 = tmp_path / "fp32"
     convert("benchmarks._models:tiny", to=["onnx"], output=fp32, verify_budget=1.0)
     assert inference.quality(fp32, fp32) == {}
+
+
+def test_the_command_to_repeat_names_no_folder_of_this_machine():
+    given = ["--work", "/somewhere/of/mine", "--models", "dcgan-64", "--work=x", "--seconds", "1.5"]
+    assert inference._repeatable(given) == ["--models", "dcgan-64", "--seconds", "1.5"]
