@@ -31,7 +31,7 @@ Signals: TERM and INT drain and stop; HUP looks for a newer artifact now; USR2 r
 @click.option(
     "--max-pending",
     type=click.IntRange(1),
-    help="Samples beyond which: 429  [default: 2 batches a replica]",
+    help="Samples beyond which: 429  [default: streams + 1 batches a replica]",
 )
 @click.option("--timeout", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Seconds a request.")
 @click.option("--drain", type=click.FloatRange(1, 3600), default=30.0, show_default=True, help="Seconds after TERM.")
@@ -53,7 +53,10 @@ Signals: TERM and INT drain and stop; HUP looks for a newer artifact now; USR2 r
 @click.option("--backend", help="As in ganexport generate; the best that runs here when not said.")
 @click.option("--device", help="cpu, cuda or cuda:1.")
 @click.option("--precision", help="fp32, fp16, bf16 or int8, where the artifact has several.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads a replica.")
+@click.option(
+    "--streams", type=click.IntRange(1, 256), default=1, show_default=True, help="Batches at a time in a replica."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads a batch.")
 def command(artifact: Path, max_batch: int, max_delay_ms: float, **chosen: Any) -> int:
     """Serve an artifact over HTTP: an API with OpenAPI, a page to try it, metrics, reload and roll-back.
 
@@ -63,6 +66,6 @@ def command(artifact: Path, max_batch: int, max_delay_ms: float, **chosen: Any) 
     from ganexport.serving.engine import EngineSettings
     from ganexport.serving.server import ServerOptions, serve
 
-    of_engine = {name: chosen.pop(name) for name in ("backend", "device", "threads", "precision")}
+    of_engine = {name: chosen.pop(name) for name in ("backend", "device", "threads", "streams", "precision")}
     engine = EngineSettings(max_batch=max_batch, max_delay=max_delay_ms / 1e3, **of_engine)
     return serve(artifact, ServerOptions(engine=engine, **chosen))

@@ -28,8 +28,8 @@ class Admission:
     """Counts pending samples; a request beyond the limit is refused at once instead of queued.
 
     Args:
-        limit: Most samples pending. Two batches a replica keep it busy (one runs, one gathers);
-            more would only add waiting.
+        limit: Most samples pending. A batch on each stream and one that gathers keep a
+            replica busy; more would only add waiting.
         metrics: Told of every change.
     """
 
@@ -53,13 +53,22 @@ class Admission:
         if self.draining:
             raise Refused(503, "shutting down", 1)
         if self.pending and self.pending + samples > self.limit:
-            raise Refused(429, "too many samples are pending; come again later", self.retry_after())
+            raise self.too_many()
         self._change(samples)
         try:
             yield
         finally:
             self._change(-samples)
             self._completed(samples)
+
+    @property
+    def full(self) -> bool:
+        """Whether not even one more sample would be admitted."""
+        return self.pending >= self.limit and not self.draining
+
+    def too_many(self) -> Refused:
+        """The answer to a request beyond the limit."""
+        return Refused(429, "too many samples are pending; come again later", self.retry_after())
 
     def retry_after(self) -> int:
         """Seconds until the pending samples should be done, from 1 to 30."""

@@ -2,7 +2,8 @@
 
 A request is cut into rows, and a batch takes rows in order of arrival, so that batches are full
 whatever the requests' sizes (Ray Serve's own batching moves a request that does not fit to the
-end of the queue, which starves it under load). The next batch gathers while one runs.
+end of the queue, which starves it under load). The next batch gathers while one runs; with several
+streams, so many run side by side.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class _Item:
 
     def __init__(self, key: Hashable, feeds: Arrays, rows: int, arrived: float) -> None:
         self.key, self.feeds, self.rows, self.arrived = key, feeds, rows, arrived
-        self.taken = 0
-        self.parts: list[Arrays] = []
+        self.taken, self.missing = 0, rows
+        self.parts: dict[int, Arrays] = {}  # first row → outputs; streams may end in any order
         self.done: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
         self.batches: list[tuple[int, float]] = []
 
@@ -41,6 +42,7 @@ class Batcher:
         output_axes: The same for outputs, by key.
         max_rows: Largest batch, by key.
         max_delay: Seconds the oldest row may wait for company.
+        streams: Batches that ``run`` takes at a time.
     """
 
     def __init__(
@@ -50,12 +52,15 @@ class Batcher:
         output_axes: Callable[[Hashable], dict[str, int]],
         max_rows: Callable[[Hashable], int],
         max_delay: float,
+        streams: int = 1,
     ) -> None:
         self._run, self._axes, self._output_axes, self._max_rows = run, axes, output_axes, max_rows
         self._max_delay = max_delay
         self._queue: deque[_Item] = deque()
         self._arrival = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._free = asyncio.Semaphore(streams)
+        self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, key: Hashable, feeds: Arrays, rows: int) -> tuple[Arrays, list[tuple[int, float]]]:
         """Outputs of these rows, and (rows, seconds) of each batch that carried them.
@@ -81,13 +86,25 @@ class Batcher:
                 self._arrival.clear()
                 await self._arrival.wait()
                 continue
+            await self._free.acquire()
             await self._gather()
             batch = self._take()
-            if batch:
-                await self._execute(batch)
+            if not batch:
+                self._free.release()
+                continue
+            running = asyncio.create_task(self._execute(batch))
+            self._running.add(running)
+            running.add_done_callback(self._ended)
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        self._running.discard(running)
+        self._free.release()
 
     async def _gather(self) -> None:
         """Wait until the head's batch is full or the head has waited ``max_delay``."""
+        self._forget_cancelled()
+        if not self._queue:
+            return
         head = self._queue[0]
         limit = self._max_rows(head.key)
         while sum(i.rows - i.taken for i in self._queue if i.key == head.key) < limit:
@@ -135,11 +152,12 @@ class Batcher:
         axes = self._output_axes(key)
         for item, begin, end in batch:
             size = end - begin
-            item.parts.append({name: _slice(value, axes[name], offset, size) for name, value in outputs.items()})
+            item.parts[begin] = {name: _slice(value, axes[name], offset, size) for name, value in outputs.items()}
             item.batches.append((rows, seconds))
             offset += size
-            if end == item.rows and not item.done.done():
-                item.done.set_result(_join(item.parts, axes))
+            item.missing -= size
+            if item.missing == 0 and not item.done.done():
+                item.done.set_result(_join([item.parts[first] for first in sorted(item.parts)], axes))
 
     def _merge(self, key: Hashable, batch: list[tuple[_Item, int, int]]) -> Arrays:
         merged = {}

@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -23,6 +24,9 @@ from ganexport.serving.drawing import Job, draw, gives_pictures, padded_rows
 from ganexport.serving.encoding import MEDIA_TYPES, encode_arrays, encode_images
 from ganexport.serving.loading import open_generator, pictures
 from ganexport.spec import BATCH, Dim, GeneratorSpec
+
+if TYPE_CHECKING:
+    from ganexport.runtime.generator import Generator
 
 Array = NDArray[Any]
 #: Versions a replica holds at once: the one that serves and the one before or after it.
@@ -37,7 +41,9 @@ class EngineSettings(msgspec.Struct, frozen=True):
         max_delay: Seconds a sample waits for company.
         backend: As in :func:`ganexport.load`; None for the best.
         device: As in :func:`ganexport.load`.
-        threads: CPU threads of the engine; None for the backend's own choice.
+        threads: CPU threads of a batch; None for the backend's own choice, or this machine's cores shared by the
+            streams when there are several.
+        streams: Batches that run side by side.
         precision: As in :func:`ganexport.load`.
     """
 
@@ -46,6 +52,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
     backend: str | None = None
     device: str | None = None
     threads: int | None = None
+    streams: int = 1
     precision: str | None = None
 
 
@@ -68,11 +75,14 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class _Loaded:
-    """One version in memory."""
+    """One version in memory: a generator for each stream."""
 
-    def __init__(self, generator: Any) -> None:
-        self.generator = generator
-        self.spec: GeneratorSpec = batched(generator.spec)
+    def __init__(self, generators: list[Generator]) -> None:
+        self._generators = generators
+        self._idle: SimpleQueue[Generator] = SimpleQueue()
+        for generator in generators:
+            self._idle.put(generator)
+        self.spec: GeneratorSpec = batched(generators[0].spec)
         assert self.spec.batch is not None
         self.dim: Dim = self.spec.batch
         self.axes = {t.name: t.shape.index(BATCH) for t in self.spec.inputs if BATCH in t.shape}
@@ -86,14 +96,23 @@ class _Loaded:
         return max(rows - rows % self.dim.step, self.dim.min)
 
     def compute(self, feeds: dict[str, Array], rows: int) -> dict[str, Array]:
-        """Run the generator once; a batch that the generator does not take is filled up, and cut again."""
+        """Run a generator once; a batch that the generator does not take is filled up, and cut again."""
         size = padded_rows(self.dim, rows)
         if size != rows:
             feeds = {name: _fill(value, self.axes.get(name), size - rows) for name, value in feeds.items()}
-        outputs: dict[str, Array] = self.generator.run(feeds)
+        generator = self._idle.get()
+        try:
+            outputs: dict[str, Array] = generator.run(feeds)
+        finally:
+            self._idle.put(generator)
         if size == rows:
             return outputs
         return {name: np.take(value, range(rows), axis=self.output_axes[name]) for name, value in outputs.items()}
+
+    def close(self) -> None:
+        """Give back what the generators hold."""
+        for generator in self._generators:
+            generator.close()
 
 
 def _fill(value: Array, axis: int | None, missing: int) -> Array:
@@ -115,8 +134,8 @@ class Engine:
         self.settings = settings
         self._held: OrderedDict[str, _Loaded] = OrderedDict()
         self._lock: asyncio.Lock | None = None
-        # One thread runs the generator, so that batches follow each other; encoding goes on beside it.
-        self._compute = ThreadPoolExecutor(1, "generate")
+        # A thread runs each stream, so that its batches follow each other; encoding goes on beside them.
+        self._compute = ThreadPoolExecutor(settings.streams, "generate")
         self._encode = ThreadPoolExecutor(2, "encode")
         self._batcher: Batcher | None = None
         if version:
@@ -154,6 +173,7 @@ class Engine:
                 output_axes=lambda key: self._of(key).output_axes,
                 max_rows=lambda key: self._of(key).max_rows(self.settings.max_batch),
                 max_delay=self.settings.max_delay,
+                streams=self.settings.streams,
             )
         return self._batcher
 
@@ -177,7 +197,7 @@ class Engine:
         return self._held[digest]
 
     def _load(self, path: str) -> _Loaded:
-        return _Loaded(open_generator(Path(path), self.settings))
+        return _Loaded([open_generator(Path(path), self.settings) for _ in range(self.settings.streams)])
 
     def _hold(self, digest: str, loaded: _Loaded) -> None:
         self._held[digest] = loaded
@@ -191,7 +211,7 @@ class Engine:
             return
         for name in [name for name, held in self._held.items() if held is loaded]:
             del self._held[name]
-        loaded.generator.close()
+        loaded.close()
 
 
 def _encoded(loaded: _Loaded, job: Job, outputs: dict[str, Array]) -> bytes:

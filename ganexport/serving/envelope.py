@@ -25,6 +25,8 @@ BODY_SECONDS = 10.0
 OPEN_LIMIT = 512
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _QUIET = ("/healthz", "/readyz", "/metrics")
+#: Refused unread while no further sample is admitted: under overload most requests end here, and cost the least.
+_BOUNDED = frozenset({"/v1/generate", "/v1/walk"})
 
 
 class Envelope:
@@ -84,12 +86,16 @@ class Envelope:
         if body is None:
             await exchange.refuse(413, f"the body is larger than {self._body_limit} bytes")
             return
+        if scope["path"] in _BOUNDED and scope["method"] == "POST" and self._admission.full:
+            refused = self._admission.too_many()
+            await exchange.refuse(refused.status, refused.message, keep=True)
+            return
         await self._app(scope, _replay(body, receive), exchange.send)
 
     def _record(self, exchange: _Exchange, scope: Scope) -> None:
         seconds = time.perf_counter() - exchange.began
         # The route's pattern, never the path as sent: a metric's labels must stay few.
-        route = getattr(scope.get("route"), "path", "other")
+        route = scope["path"] if scope["path"] in _BOUNDED else getattr(scope.get("route"), "path", "other")
         status = exchange.status or 499
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
@@ -133,15 +139,22 @@ class _Exchange:
             message = {**message, "headers": headers}
         await self._send(message)
 
-    async def refuse(self, status: int, detail: str) -> None:
-        """Answer without reading on; the connection closes, so that the rest of the body costs nothing."""
+    async def refuse(self, status: int, detail: str, *, keep: bool = False) -> None:
+        """Answer in the application's place.
+
+        Args:
+            status: HTTP's.
+            detail: Why.
+            keep: The body was read, so the connection may stay; else it closes, and the rest of the body costs nothing.
+        """
         body = msgspec.json.encode({"detail": detail})
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
         ]
-        if status == 503:
+        if not keep:
+            headers.append((b"connection", b"close"))
+        if status in (429, 503):
             headers.append((b"retry-after", str(self._admission.retry_after()).encode()))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})

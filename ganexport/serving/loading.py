@@ -51,12 +51,14 @@ def open_generator(path: Path, settings: EngineSettings) -> Generator:
     """
     from ganexport.runtime.generator import load
 
+    threads = settings.threads
+    if threads is None and settings.streams > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // settings.streams)
     generator = load(path, settings.backend, settings.device, precision=settings.precision)
-    if settings.threads is None or generator.device != "cpu" or generator.backend not in _THREADED:
+    if threads is None or generator.device != "cpu" or generator.backend not in _THREADED:
         return generator
     generator.close()
-    threads = {"threads": settings.threads}
-    return load(path, generator.backend, "cpu", precision=settings.precision, settings=threads)
+    return load(path, generator.backend, "cpu", precision=settings.precision, settings={"threads": threads})
 
 
 def pictures(spec: GeneratorSpec, outputs: dict[str, Array]) -> Array:

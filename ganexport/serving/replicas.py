@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from ganexport.cluster import QUIET, join, load_ray
+from ganexport.cluster import QUIET, TRANSPORT, join, load_ray, load_serve
 from ganexport.serving.drawing import Job
 from ganexport.serving.engine import Answer, Engine, EngineSettings
 from ganexport.serving.gateway import ReplicaLostError
@@ -36,10 +36,8 @@ class RayReplicas:
     ) -> None:
         self._metrics = metrics
         self._embedded = address is None
-        ray = load_ray("serving", "serve")
-        from ray import serve
-
-        self._ray, self._serve = ray, serve
+        ray = self._ray = load_ray("serving", "serve")
+        serve = self._serve = load_serve()
         # Its remarks are not JSON; what matters of them is an error here.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         _connect(ray, address, replicas, settings)
@@ -93,8 +91,8 @@ def _wants_gpu(settings: EngineSettings) -> bool:
 
 def _connect(ray: Any, address: str | None, replicas: int, settings: EngineSettings) -> None:
     # Stated thread counts are kept; otherwise Ray would pin each replica to one.
-    threads = str(settings.threads or max(1, (os.cpu_count() or 1) // replicas))
-    variables = {"OMP_NUM_THREADS": threads}
+    threads = str(settings.threads or max(1, (os.cpu_count() or 1) // (replicas * settings.streams)))
+    variables = {"OMP_NUM_THREADS": threads, **{name: os.environ[name] for name in TRANSPORT}}
     if address is not None:
         join(ray, address, variables)
         return

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from ganexport.cluster import load_serve
 from ganexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, GanExportError, MissingDependencyError, UsageError
 from ganexport.serving.engine import EngineSettings
 
@@ -28,7 +29,8 @@ class ServerOptions(msgspec.Struct, frozen=True):
         replicas: Processes that generate.
         address: Of a running Ray cluster; None starts Ray on this machine.
         max_count: Most samples in a request.
-        max_pending: Most samples admitted at a time; None for two batches a replica.
+        max_pending: Most samples admitted at a time; None for a batch on each stream and one that
+            gathers, a replica.
         timeout: Seconds for a request, waiting included.
         drain: Seconds for the requests under way after SIGTERM.
         drain_delay: Seconds from SIGTERM during which the port stays open and /readyz says 503, so that
@@ -67,12 +69,12 @@ def serve(artifact: Path, options: ServerOptions) -> int:
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
-        import ray.serve  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
             f"serving needs the package {error.name}: pip install 'ganexport[serve]'"
         ) from None
+    load_serve()
     options = _share_cores(options)
     state = options.state or Path(tempfile.mkdtemp(prefix="ganexport-serve-"))
     listener = _bind(options.host, options.port)
@@ -86,9 +88,10 @@ def serve(artifact: Path, options: ServerOptions) -> int:
 
 def _share_cores(options: ServerOptions) -> ServerOptions:
     """Replicas on one machine divide its cores instead of each taking all of them."""
-    if options.engine.threads is not None or options.replicas == 1 or options.address is not None:
+    shares = options.replicas * options.engine.streams
+    if options.engine.threads is not None or shares == 1 or options.address is not None:
         return options
-    threads = max(1, len(os.sched_getaffinity(0)) // options.replicas)
+    threads = max(1, len(os.sched_getaffinity(0)) // shares)
     return msgspec.structs.replace(options, engine=msgspec.structs.replace(options.engine, threads=threads))
 
 
@@ -115,7 +118,7 @@ class _Server:
         self.artifact, self.options, self.listener = artifact, options, listener
         self.log, self.metrics = Log(), Metrics()
         self.store = VersionStore(state, lambda path: check_apart(path, options.engine))
-        pending = options.max_pending or 2 * options.engine.max_batch * options.replicas
+        pending = options.max_pending or options.replicas * (options.engine.streams + 1) * options.engine.max_batch
         self.admission = Admission(pending, self.metrics)
         self.stop = asyncio.Event()
         self.exit_code = 0
