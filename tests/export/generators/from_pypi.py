@@ -7,21 +7,26 @@ from torch import nn
 
 
 def biggan() -> nn.Module:
-    """pytorch-pretrained-biggan's, two blocks and an attention; forward(z, class_label, truncation)."""
+    """pytorch-pretrained-biggan's, five blocks and an attention; forward(z, class_label, truncation)."""
     from pytorch_pretrained_biggan import BigGAN, BigGANConfig
 
     torch.manual_seed(0)
-    layers = [(False, 2, 2), (True, 2, 1)]
+    layers = [(False, 16, 16), (True, 16, 8), (True, 8, 4), (True, 4, 2), (True, 2, 1)]  # it starts at 16 x the width
     config = BigGANConfig(
-        16, z_dim=24, class_embed_dim=24, channel_width=16, num_classes=10, layers=layers, attention_layer_position=1
+        64, z_dim=24, class_embed_dim=24, channel_width=16, num_classes=10, layers=layers, attention_layer_position=3
     )
     module = BigGAN(config)
+    nn.init.ones_(module.generator.bn.weight)  # the package leaves them as memory was found
+    nn.init.zeros_(module.generator.bn.bias)
     for name, buffer in module.named_buffers():  # statistics for each of 51 truncations, which training would fill
         if name.endswith("running_means"):
             buffer.normal_(0.0, 0.1)
         elif name.endswith("running_vars"):
             buffer.uniform_(0.5, 2.0)
-    return module
+    with torch.no_grad():
+        for _ in range(20):  # power iterations: spectral norms are drawn at random, too, until training finds them
+            module(torch.zeros(1, 24), torch.eye(10)[:1], 1.0)
+    return module.eval()
 
 
 def lightweight_gan() -> nn.Module:
