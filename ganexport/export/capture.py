@@ -83,13 +83,13 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
-            program = torch.export.export(function, inputs, dynamic_shapes=dynamic_shapes(spec), strict=False)
+            program = _export(function, inputs, spec, decisions)
             if not has_complex(program):
                 return program
             paired = PairedModule(program)
             function.seen.complex = sum(is_complex(node.meta.get("val")) for node in program.graph.nodes)
             with torch.fx.traceback.preserve_node_meta():
-                return torch.export.export(paired, inputs, dynamic_shapes=dynamic_shapes(spec), strict=False)
+                return _export(paired, inputs, spec, decisions)
     except ExportError:
         raise
     except Exception as error:  # noqa: BLE001 - torch.export raises dozens of classes
@@ -97,6 +97,41 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _export(
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], spec: GeneratorSpec, decisions: Sequence[str]
+) -> torch.export.ExportedProgram:
+    """Trace; facts about sizes that only torch itself asked for, and could not prove, are left to the certificate.
+
+    An image padded to a multiple and cropped again asks whether h <= 8 * ceil(h / 8), and a crop of every second
+    pixel whether its memory is contiguous: true everywhere, or of no consequence, and beyond torch's prover. It then
+    refuses the dimension. Where no line of the user's code looked at a size, the module is traced again with these
+    facts as run-time checks, which are taken out: no branch of the user's hangs on them, and the certificate compares
+    sizes from the smallest to the largest.
+    """
+    shapes = dynamic_shapes(spec)
+    try:
+        return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        if decisions or not _unproved(str(error)):
+            raise
+    program = torch.export.export(
+        module, inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
+    )
+    if decisions:
+        raise ExportError(f"{' or '.join(decisions[:3])}: the code branches on a size, so one graph does not hold")
+    graph = program.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default):
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
+def _unproved(text: str) -> bool:
+    """Whether every complaint is of a relation between sizes, none of a dimension that the code fixes to a number."""
+    return "Constraints violated" in text and "specialized" not in text and "generated guard" in text
 
 
 @contextlib.contextmanager

@@ -14,9 +14,11 @@ import torch
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.prepare._location import innermost
 from ganexport.export.prepare._rewriting import Rewriting
+from ganexport.export.prepare.affine_grid import SymbolicAffineGrid
 from ganexport.export.prepare.attention import FourDimensionalAttention
 from ganexport.export.prepare.autocast import FullPrecision, without_autocast
 from ganexport.export.prepare.autograd_functions import plain_functions
+from ganexport.export.prepare.cumulative_product import ScannedProduct
 from ganexport.export.prepare.distributions import unchecked_distributions
 from ganexport.export.prepare.fold import FoldAsConvolution
 from ganexport.export.prepare.linspace import SymbolicLinspace
@@ -33,6 +35,8 @@ REWRITINGS: tuple[type[Rewriting], ...] = (
     PerSampleConvolution,
     FourDimensionalAttention,
     SymbolicLinspace,
+    SymbolicAffineGrid,
+    ScannedProduct,
     FoldAsConvolution,
     FreeLengthRecurrence,
     SpectralAsConvolution,

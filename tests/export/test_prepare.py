@@ -17,9 +17,11 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from ganexport.errors import ExportError
 from ganexport.export.prepare import evaluation_mode, prepare_module
 from ganexport.export.prepare import parametrizations as strip
+from ganexport.export.prepare.affine_grid import SymbolicAffineGrid
 from ganexport.export.prepare.attention import FourDimensionalAttention
 from ganexport.export.prepare.autocast import FullPrecision, without_autocast
 from ganexport.export.prepare.autograd_functions import plain_functions
+from ganexport.export.prepare.cumulative_product import ScannedProduct
 from ganexport.export.prepare.fold import FoldAsConvolution
 from ganexport.export.prepare.linspace import SymbolicLinspace
 from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
@@ -246,6 +248,41 @@ def test_linspace_of_a_symbolic_size_is_torchs(steps, ends):
     with SymbolicLinspace() as rewriting:
         assert torch.equal(torch.linspace(0, 1, 5), torch.tensor([0, 0.25, 0.5, 0.75, 1]))
     assert rewriting.count == 0
+
+
+@pytest.mark.parametrize("corners", [True, False])
+@pytest.mark.parametrize("sizes", [(5, 7), (1, 4), (3, 1, 6)], ids=str)
+def test_affine_grids_of_a_symbolic_size_are_torchs(corners, sizes):
+    axes = len(sizes)
+
+    class Grid(nn.Module):
+        def forward(self, x, theta):
+            with SymbolicAffineGrid() as rewriting:
+                grid = F.affine_grid(theta, x.shape, align_corners=corners)
+            assert rewriting.count == 1
+            return grid
+
+    dims = {axis + 2: torch.export.Dim(f"n{axis}", min=1, max=64) for axis in range(axes)}
+    theta = torch.randn(2, axes, axes + 1)
+    program = torch.export.export(Grid(), (torch.zeros(2, 3, *range(8, 8 + axes)), theta), dynamic_shapes=(dims, {}))
+    image = torch.zeros(2, 3, *sizes)
+    wanted = F.affine_grid(theta, image.shape, align_corners=corners)
+    torch.testing.assert_close(program.module()(image, theta), wanted)
+    with SymbolicAffineGrid() as rewriting:
+        F.affine_grid(theta, image.shape, align_corners=corners)
+    assert rewriting.count == 0
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 8, 13])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_cumulative_products_are_torchs(length, dim):
+    x = torch.randn(length, length, length, dtype=torch.float64)
+    with ScannedProduct() as rewriting:
+        made = [torch.cumprod(x, dim), x.cumprod(dim=dim), (x > 0).cumprod(dim), x.cumprod(dim, dtype=torch.float32)]
+    assert rewriting.count == 4
+    wanted = [torch.cumprod(x, dim), x.cumprod(dim=dim), (x > 0).cumprod(dim), x.cumprod(dim, dtype=torch.float32)]
+    for ours, theirs in zip(made, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_autocast_is_off_within_and_back_after():

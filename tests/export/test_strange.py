@@ -70,7 +70,7 @@ CASES = {
     "FilteredLrelu": Z,
 }
 #: Operators that TensorRT does not have, and what its refusal names.
-NO_ENGINE: dict[str, str] = {}
+NO_ENGINE = {"Kitchen": "Antialiasing is not supported", "Unpool": "MaxPool"}
 QUICK = ("LSTMVocoder", "DictIn", "NestedOut", "ScriptFn")
 
 
@@ -99,6 +99,28 @@ def test_a_construct_converts_and_holds_at_unseen_sizes(name, described, tmp_pat
     if name == "HalfWeightsCasts":
         assert "float32-weights: 2 tensors of float16" in passes
         assert "half-casts-off: 1 casts of forward to half precision stay in fp32" in passes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NO_ENGINE)
+def test_what_tensorrt_cannot_build_is_refused_by_name(name, tmp_path):
+    with pytest.raises(ExportError, match=NO_ENGINE[name]):
+        convert(f"generators.strange:{name}", to="trt", output=tmp_path / "out", **CASES[name])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["Window", "Crop"])
+def test_padding_to_a_multiple_and_cropping_again_holds_at_every_size(name, tmp_path):
+    made = convert(f"generators.strange:{name}", to="onnx", output=tmp_path / "out", **ANY)
+    certificate = made.find("onnx").certificate
+    assert certificate.verdict == "pass"
+    assert {9, 31} <= {sizes["height"] for sizes in certificate.unseen}
+    assert any(sizes["height"] % 2 and sizes["width"] % 8 for sizes in certificate.unseen)
+
+
+def test_a_crop_does_not_hide_a_branch_on_the_size(tmp_path):
+    with pytest.raises(ExportError, match=r"strange\.py:\d+"):
+        convert("generators.strange:CropAndBranch", to="onnx", output=tmp_path / "out", **ANY)
 
 
 def test_a_compiled_module_is_exported_as_written(tmp_path):

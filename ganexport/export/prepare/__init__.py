@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 MODULE_PASSES = ("evaluation_mode", "parametrizations")
 #: Modules of this package with a context manager, active while the module runs under an exporter.
 TRACING_PASSES = (
-    "autograd_functions", "distributions", "autocast", "modulated_convolution", "attention", "linspace", "fold",
-    "recurrent", "spectral", "randomness",
+    "autograd_functions", "distributions", "autocast", "modulated_convolution", "attention", "linspace",
+    "affine_grid", "cumulative_product", "fold", "recurrent", "spectral", "randomness",
 )  # fmt: skip
 
 
