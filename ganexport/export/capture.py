@@ -22,7 +22,7 @@ import torch.fx.traceback
 from ganexport.errors import ExportError
 from ganexport.export.complex_pairs import PairedModule, has_complex, is_complex
 from ganexport.export.prepare._location import foreign, innermost
-from ganexport.export.wrapped import Wrapped, tensors_of
+from ganexport.export.wrapped import Seen, Wrapped, tensors_of
 from ganexport.seeding import latents
 from ganexport.spec import BATCH, Dim, GeneratorSpec
 
@@ -83,13 +83,13 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
-            program = _export(function, inputs, spec, decisions)
+            program = _export(function, inputs, spec, decisions, function.seen)
             if not has_complex(program):
                 return program
             paired = PairedModule(program)
             function.seen.complex = sum(is_complex(node.meta.get("val")) for node in program.graph.nodes)
             with torch.fx.traceback.preserve_node_meta():
-                return _export(paired, inputs, spec, decisions)
+                return _export(paired, inputs, spec, decisions, function.seen)
     except ExportError:
         raise
     except Exception as error:  # noqa: BLE001 - torch.export raises dozens of classes
@@ -100,7 +100,11 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
 
 
 def _export(
-    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], spec: GeneratorSpec, decisions: Sequence[str]
+    module: torch.nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    spec: GeneratorSpec,
+    decisions: Sequence[str],
+    seen: Seen,
 ) -> torch.export.ExportedProgram:
     """Trace; facts about sizes that only torch itself asked for, and could not prove, are left to the certificate.
 
@@ -122,8 +126,10 @@ def _export(
     if decisions:
         raise ExportError(f"{' or '.join(decisions[:3])}: the code branches on a size, so one graph does not hold")
     graph = program.graph
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default):
+    checks = graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default)
+    for node in checks:
         graph.erase_node(node)
+    seen.unproved = len(checks)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program

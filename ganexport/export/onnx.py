@@ -14,6 +14,7 @@ import torch
 from ganexport.build import onnx_file
 from ganexport.build.options import BuildOptions, Built, file_name
 from ganexport.errors import ExportError
+from ganexport.export.floor_division import floor_forms
 from ganexport.export.prepare.recurrent import onnx_forms
 from ganexport.export.prepared import Prepared
 
@@ -78,7 +79,7 @@ def _run_exporter(prepared: Prepared, program: torch.export.ExportedProgram, ops
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
                 opset_version=opset,
-                custom_translation_table=onnx_forms(),
+                custom_translation_table=onnx_forms() | floor_forms(program),
                 optimize=True,
                 verbose=False,
             )

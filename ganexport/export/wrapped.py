@@ -83,6 +83,7 @@ class Seen:
     Attributes:
         rewritten: A line for the manifest for each of :data:`REWRITINGS` that had something to do.
         complex: Complex tensors that a captured graph held before they became pairs.
+        unproved: Relations of sizes that torch could not prove when the graph was captured.
         autocast: Autocast regions that were switched off.
         half: Casts to half precision that were switched off.
         draws: Random calls, in order.
@@ -91,6 +92,7 @@ class Seen:
     def __init__(self) -> None:
         self.rewritten: list[str] = []
         self.complex = 0
+        self.unproved = 0
         self.autocast = 0
         self.half = 0
         self.draws: list[Draw] = []
