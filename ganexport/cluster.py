@@ -30,7 +30,7 @@ def load_ray(what: str, extra: str) -> Any:
 
 
 #: How Ray Serve carries a request: straight to the replica instead of through the object store, on the event loops
-#: that are there already. A third less work in the gateway for each request; whoever sets one of these is obeyed.
+#: that are there already, which is less work for each request; whoever sets one of these is obeyed.
 TRANSPORT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -38,22 +38,22 @@ TRANSPORT = {
 }
 
 
-def load_serve() -> Any:
-    """The package ``ray.serve``, with :data:`TRANSPORT`, which it reads when it is imported.
+def load_serve() -> tuple[Any, Any]:
+    """The packages ``ray`` and ``ray.serve``, with :data:`TRANSPORT`, which is read when they are imported.
 
     Raises:
         MissingDependencyError: It is not installed.
     """
     for name, value in TRANSPORT.items():
         os.environ.setdefault(name, value)
-    load_ray("serving", "serve")
+    ray = load_ray("serving", "serve")
     try:
         from ray import serve
     except ImportError as error:
         raise MissingDependencyError(
             f"serving needs the package {error.name}: pip install 'ganexport[serve]'"
         ) from None
-    return serve
+    return ray, serve
 
 
 def join(ray: Any, address: str, variables: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ BODY_SECONDS = 10.0
 OPEN_LIMIT = 512
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _QUIET = ("/healthz", "/readyz", "/metrics")
-#: Refused unread while no further sample is admitted: under overload most requests end here, and cost the least.
+#: Refused unparsed while no further sample is admitted: under overload most requests end here, and cost the least.
 _BOUNDED = frozenset({"/v1/generate", "/v1/walk"})
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from ganexport.cluster import QUIET, TRANSPORT, join, load_ray, load_serve
+from ganexport.cluster import QUIET, TRANSPORT, join, load_serve
 from ganexport.serving.drawing import Job
 from ganexport.serving.engine import Answer, Engine, EngineSettings
 from ganexport.serving.gateway import ReplicaLostError
@@ -36,8 +36,7 @@ class RayReplicas:
     ) -> None:
         self._metrics = metrics
         self._embedded = address is None
-        ray = self._ray = load_ray("serving", "serve")
-        serve = self._serve = load_serve()
+        ray, serve = self._ray, self._serve = load_serve()
         # Its remarks are not JSON; what matters of them is an error here.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         _connect(ray, address, replicas, settings)
