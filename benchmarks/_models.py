@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from ganexport.architectures import stylegan2 as architecture
-from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec
+from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec, Uniform
 
 LATENT = 128
 
 
-def _spec(name: str, size: int) -> GeneratorSpec:
+def _spec(name: str, size: int, largest: int = 256) -> GeneratorSpec:
     return GeneratorSpec(
         (TensorSpec("z", "float32", ("batch", LATENT), Normal()),),
         (TensorSpec("image", "float32", ("batch", 3, size, size), range=(-1.0, 1.0), layout="NCHW"),),
-        (Dim("batch", 1, 16, 256),),
+        (Dim("batch", 1, 16, largest),),
         name,
     )
 
@@ -115,20 +115,93 @@ def resnet64() -> tuple[nn.Module, GeneratorSpec]:
     return _settle(ResNet64), _spec("resnet-64", 64)
 
 
-def stylegan2() -> tuple[nn.Module, GeneratorSpec]:
-    """StyleGAN2's skip generator for 64 pixels, 256 channels up to 16 and 64 at the image."""
+def _stylegan2(options: architecture.Options) -> nn.Module:
     torch.manual_seed(0)
-    options = architecture.Options(latent=LATENT, mapping_layers=8, width=8, max_width=256)
     module = architecture.Generator(options).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name.startswith("layers.") and name.endswith("offset"):
                 nn.init.normal_(parameter, 0, 0.2)
         # What tanh sees gets a standard deviation of 1 as the others' does; half of a normal lies within 0.6745 of it.
-        deviation = torch.atanh(module(torch.randn(64, LATENT)).abs().median()) / 0.6745
+        images = module(torch.randn(64 if options.image_size <= 64 else 4, options.latent))
+        deviation = torch.atanh(images.abs().median()) / 0.6745
         for layer in module.to_image:
             layer.kernel.div_(deviation)  # type: ignore[operator,union-attr]
-    return module, _spec("stylegan2-64", 64)
+    return module
+
+
+def stylegan2() -> tuple[nn.Module, GeneratorSpec]:
+    """StyleGAN2's skip generator for 64 pixels, 256 channels up to 16 and 64 at the image."""
+    options = architecture.Options(latent=LATENT, mapping_layers=8, width=8, max_width=256)
+    return _stylegan2(options), _spec("stylegan2-64", 64)
+
+
+def stylegan2256() -> tuple[nn.Module, GeneratorSpec]:
+    """StyleGAN2's skip generator for 256 pixels, 512 channels up to 64 and 128 at the image (configuration F)."""
+    options = architecture.Options(image_size=256, latent=LATENT, mapping_layers=8, width=64, max_width=512)
+    return _stylegan2(options), _spec("stylegan2-256", 256, largest=32)
+
+
+class _DenseBlock(nn.Module):
+    """Five convolutions, each seeing all features before it; a fifth of the result is added to the input."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        outputs = [growth] * 4 + [width]
+        self.layers = nn.ModuleList(nn.Conv2d(width + i * growth, n, 3, padding=1) for i, n in enumerate(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x
+        for layer in list(self.layers)[:-1]:
+            features = torch.cat([features, nn.functional.leaky_relu(layer(features), 0.2)], 1)
+        return x + 0.2 * self.layers[-1](features)
+
+
+class Rrdbnet(nn.Module):
+    """[batch, 3, h, w] in [0, 1] → [batch, 3, 4h, 4w]: ESRGAN's generator (Wang et al., arXiv:1809.00219)."""
+
+    def __init__(self, width: int = 64, blocks: int = 23, growth: int = 32) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(_DenseBlock(width, growth) for _ in range(3))) for _ in range(blocks)
+        )
+        self.after = nn.Conv2d(width, width, 3, padding=1)
+        self.ups = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.last = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)])
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):  # the paper's small initialisation
+                nn.init.kaiming_normal_(layer.weight)
+                layer.weight.data.mul_(0.1)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Four times as many pixels each way."""
+        first = features = self.first(image)
+        for block in self.blocks:
+            features = features + 0.2 * block(features)
+        features = first + self.after(features)
+        for layer in self.ups:
+            larger = nn.functional.interpolate(features, scale_factor=2.0, mode="nearest")
+            features = nn.functional.leaky_relu(layer(larger), 0.2)
+        return self.last[1](nn.functional.leaky_relu(self.last[0](features), 0.2))
+
+
+def rrdbnet() -> tuple[nn.Module, GeneratorSpec]:
+    """ESRGAN's generator from 64 to 256 pixels, its result brought to the range of pictures."""
+    torch.manual_seed(0)
+    module = Rrdbnet().eval()
+    with torch.no_grad():
+        result = module(torch.rand(1, 3, 64, 64))
+        module.last[1].weight.mul_(0.2 / result.std())
+        module.last[1].bias.copy_(0.5 - 0.2 * result.mean() / result.std())
+    spec = GeneratorSpec(
+        (TensorSpec("image", "float32", ("batch", 3, 64, 64), Uniform(0.0, 1.0)),),
+        (TensorSpec("upscaled", "float32", ("batch", 3, 256, 256), range=(0.0, 1.0), layout="NCHW"),),
+        (Dim("batch", 1, 4, 16),),
+        "rrdbnet",
+    )
+    return module, spec
 
 
 def tiny() -> tuple[nn.Module, GeneratorSpec]:
@@ -136,4 +209,12 @@ def tiny() -> tuple[nn.Module, GeneratorSpec]:
     return _settle(lambda: Dcgan(16, width=4)), _spec("tiny", 16)
 
 
-MODELS = {"dcgan-64": dcgan64, "resnet-64": resnet64, "stylegan2-64": stylegan2, "dcgan-128": dcgan128, "tiny": tiny}
+MODELS = {
+    "dcgan-64": dcgan64,
+    "resnet-64": resnet64,
+    "stylegan2-64": stylegan2,
+    "dcgan-128": dcgan128,
+    "stylegan2-256": stylegan2256,
+    "rrdbnet": rrdbnet,
+    "tiny": tiny,
+}

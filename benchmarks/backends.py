@@ -1,52 +1,72 @@
 """Every inference backend on a GPU: eager, torch.compile, TorchScript, ONNX Runtime CUDA, TensorRT.
 
-    PYTHONPATH=. python -m benchmarks.backends --output backends.json
+    PYTHONPATH=. python -m benchmarks.backends --output backends.json [--models dcgan-64,resnet-64]
 
-Generators of :mod:`benchmarks._models` are converted here, each file is compared with eager fp32, and
-every candidate runs in a process of its own, taken in turn. A row is written when it is measured; what
-the deadline cuts off stands there as not run.
+Generators of :mod:`benchmarks._models` are converted here, side by side. Then, model by model, every candidate runs
+in a process of its own: they load side by side, tune themselves and are measured one at a time, in turn, and are
+compared with eager fp32. In torch, fp16 is the module's own weights and activations in half precision, in
+channels_last, which is the fastest that torch has. A row is written when it is measured; what the deadline cuts off
+stands there as not run.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._models import MODELS as FACTORIES
 from benchmarks._rows import Deadline, Results, say
 
+ROOT = Path(__file__).resolve().parent.parent
 #: Model → batches, in order of value.
-MODELS = {"dcgan-64": (1, 16, 64, 256), "resnet-64": (1, 64, 256), "dcgan-128": (1, 64)}
-#: torch candidates: the plain module, and the strongest that torch itself offers (CUDA graphs included).
-TORCH = {"eager": ("fp32", "tf32", "fp16"), "compile-max-autotune": ("tf32", "fp16")}
+MODELS: dict[str, tuple[int, ...]] = {
+    "dcgan-64": (1, 64, 256),
+    "resnet-64": (1, 64),
+    "stylegan2-256": (1, 16),
+    "rrdbnet": (1,),
+    "dcgan-128": (1, 64),
+}
+#: torch's own ways (the strongest with CUDA graphs) and files, each with its precisions.
+TORCH = {"eager": ("fp32", "tf32", "fp16"), "compile-max-autotune": ("fp16",)}
 FILES = {"torchscript": ("fp32",), "onnxruntime": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
+#: What is converted, a process each: formats by precision, those between commas together.
+CONVERSIONS = {"fp32": ("onnx,torchscript", "trt"), "fp16": ("onnx", "trt")}
+ROUNDS = 4
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure; 0 also when parts were not available."""
     options = _options(arguments)
+    if options.convert:
+        return _convert(*options.convert)
     deadline = Deadline(options.deadline)
-    models = {"tiny": (1, 4)} if options.cpu else MODELS
+    models = {"tiny": (1, 4)} if options.cpu else {name: MODELS[name] for name in options.models.split(",")}
     results = Results(options.output, f"Inference backends: {', '.join(models)}", list(_plan(models, options.cpu)))
     try:
-        import ganexport.bench.api
-        import ganexport.export.convert  # noqa: F401
+        import ganexport.bench.candidates
+        import ganexport.export.convert
+        import ganexport.measure.conductor  # noqa: F401
     except ImportError as error:
         for index in range(len(results.rows)):
             results.add(index, unavailable=f"not available: {error}")
         return 0
     _interrupt_at(deadline.left - 2)
     try:
-        for model, batches in models.items():
-            say(f"  {model}, {deadline.left:.0f} s left")
-            if _one(model, batches, options.cpu, results):
-                break
+        with tempfile.TemporaryDirectory() as folder:
+            artifacts = _convert_all(list(models), Path(folder), options.cpu, results)
+            peaks = _peaks(results, options.cpu)
+            for model, batches in models.items():
+                say(f"  {model}, {deadline.left:.0f} s left")
+                if _one(model, batches, artifacts[model], options.cpu, peaks, results):
+                    break
     except BaseException as error:
         # The alarm may strike inside a library's import or compiler, which turn it into errors of their own.
         if not isinstance(error, KeyboardInterrupt) and deadline.left > 2:
@@ -58,13 +78,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _plan(models: dict[str, tuple[int, ...]], cpu: bool) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for model, batches in models.items():
         for batch in batches:
-            for backend, precisions in _candidates(cpu).items():
+            for backend, precisions in _wanted(cpu).items():
                 for precision in precisions:
                     name = f"{backend} {precision}" + ("" if cpu else " cuda")
                     yield {"name": name}, {"scenario": "offline", "sizes": {"batch": batch}, "model": model}
 
 
-def _candidates(cpu: bool) -> dict[str, tuple[str, ...]]:
+def _wanted(cpu: bool) -> dict[str, tuple[str, ...]]:
     """Backend → precisions."""
     return {"eager": ("fp32",), "onnxruntime": ("fp32",)} if cpu else {**TORCH, **FILES}
 
@@ -80,25 +100,127 @@ def _interrupt_at(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
 
 
-def _one(model: str, batches: tuple[int, ...], cpu: bool, results: Results) -> bool:
-    """Convert and measure one model; whether it was interrupted."""
-    from ganexport.bench.api import benchmark
+# ---- conversion ----------------------------------------------------------------------------------
+
+
+def _convert_all(models: Sequence[str], folder: Path, cpu: bool, results: Results) -> dict[str, list[str]]:
+    """Artifacts by model; one that cannot be made is a note, not the end."""
+    begin = time.monotonic()
+    running: list[tuple[str, Path, subprocess.Popen[str]]] = []
+    at_once = max(1, (os.cpu_count() or 2) // 2)
+    try:
+        for model in models:
+            for precision in ("fp32",) if cpu else tuple(CONVERSIONS):
+                while sum(process.poll() is None for *_, process in running) >= at_once:
+                    time.sleep(0.1)
+                kinds = ["onnx"] if cpu else CONVERSIONS[precision]
+                target = folder / f"{model}-{precision}"
+                command = [sys.executable, "-m", "benchmarks.backends", "--output", "-", "--convert", model, precision]
+                process = subprocess.Popen(
+                    [*command, str(target), *kinds], cwd=ROOT, text=True, start_new_session=True,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                )  # fmt: skip
+                running.append((model, target, process))
+        made: dict[str, list[str]] = {model: [] for model in models}
+        for model, target, process in running:
+            said = process.communicate()[1]
+            if (target / "manifest.json").is_file():
+                made[model].append(str(target))
+            for line in said.splitlines():
+                if line.startswith("error: "):
+                    results.note(f"{target.name}: {line[7:]}")
+    finally:
+        for *_, process in running:
+            process.kill()
+    say(f"  converted in {time.monotonic() - begin:.0f} s")
+    return made
+
+
+def _convert(model: str, precision: str, target: str, *kinds: str) -> int:
+    """Convert one model, in this process; engines from its ONNX file, so that one that fails costs the file nothing."""
+    from ganexport.errors import GanExportError
+    from ganexport.export.convert import convert
+
+    source = f"benchmarks._models:{FACTORIES[model].__name__}"
+    for kind in kinds:
+        try:
+            convert(source, to=kind.split(","), output=target, precision=precision, verify_budget=5.0)
+        except (GanExportError, ImportError, RuntimeError) as error:
+            say(f"error: to {kind}: {' '.join(str(error).split())[:300]}")
+        source = target if Path(target, "manifest.json").is_file() else source
+    return 0
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def open_torch(model: str, mode: str, device: str, precision: str) -> Any:
+    """A model of :mod:`benchmarks._models` under torch, as a runner."""
+    import torch
+
+    from ganexport.bench.factories import module_runner
+
+    module, spec = FACTORIES[model]()
+    if precision != "fp16":
+        return module_runner(module, spec, mode=mode, device=device, precision=precision)
+    return module_runner(Half(module.half().to(memory_format=torch.channels_last)), spec, mode=mode, device=device)
+
+
+def Half(module: Any) -> Any:  # noqa: N802 - a class that is made when torch is there
+    """float32 in and out around a module in float16, as exported files are."""
+    import torch
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.module(*(x.half() for x in inputs)).float()
+
+    return Wrapped().eval()
+
+
+def _candidates(model: str, artifacts: Sequence[str], cpu: bool) -> list[Any]:
+    from ganexport.bench.candidates import find_candidates
     from ganexport.measure.candidate import Candidate
+
+    device = "cpu" if cpu else "cuda"
+    found = []
+    for mode, precisions in TORCH.items():
+        for precision in precisions:
+            if precision not in _wanted(cpu).get(mode, ()):
+                continue
+            about = {"backend": mode, "precision": precision, "device": device, "format": "torch"}
+            arguments = {"model": model, "mode": mode, "device": device, "precision": precision}
+            name = f"{mode} {precision}" + ("" if cpu else " cuda")
+            found.append(Candidate(name, "benchmarks.backends:open_torch", arguments, about))
+    for artifact in artifacts:
+        backends = [name for name in _wanted(cpu) if name in FILES]
+        files = find_candidates([artifact], backends=backends, devices=(device,))
+        found += [c for c in files if c.about.get("precision") in _wanted(cpu).get(c.about["backend"], ())]
+    return found
+
+
+def _one(
+    model: str, batches: tuple[int, ...], artifacts: Sequence[str], cpu: bool, peaks: dict[str, Any], results: Results
+) -> bool:
+    """Measure one model; whether it was interrupted."""
+    import msgspec
+
+    from ganexport.bench import roofline
+    from ganexport.bench.candidates import onnx_file_of
+    from ganexport.measure.conductor import Conductor
+    from ganexport.measure.plan import Plan
     from ganexport.measurement import Measurement
 
-    function = f"benchmarks._models:{model.replace('-', '')}"
-
-    def keep(candidate: Candidate) -> bool:
-        backend, precision = candidate.about["backend"], candidate.about.get("precision")
-        return precision in _candidates(cpu).get(backend, ())
+    file = onnx_file_of(artifacts)
+    costs = {"": roofline.count(file, None, {})} if file is not None else {}
 
     def put(row: Measurement) -> None:
-        import msgspec
-
-        built = msgspec.json.decode(msgspec.json.encode(row))
-        built["candidate"]["name"] = name = re.sub(r"^[^ ]+: ", "", built["candidate"]["name"])
+        built = msgspec.json.decode(msgspec.json.encode(roofline.annotate([row], costs, peaks)[0]))
         built["conditions"]["model"] = model
-        key = (name, model, built["conditions"]["sizes"])
+        key = (built["candidate"]["name"], model, built["conditions"]["sizes"])
         for index, planned in enumerate(results.rows):
             if (planned["candidate"]["name"], planned["conditions"]["model"], planned["conditions"]["sizes"]) == key:
                 results.rows[index] = built
@@ -107,53 +229,71 @@ def _one(model: str, batches: tuple[int, ...], cpu: bool, results: Results) -> b
             results.rows.append(built)
         results.write()
 
-    with tempfile.TemporaryDirectory() as folder:
-        report = benchmark(
-            function,
-            *_convert(function, Path(folder), cpu, results),
-            devices=("cpu",) if cpu else ("cuda",),
-            backends=tuple(_candidates(cpu)),
-            batches=batches,
-            scenarios=("offline",),
-            precisions=("fp32",) if cpu else ("fp32", "tf32", "fp16"),
-            seconds=0.2 if cpu else 1.0,
-            rounds=2 if cpu else 5,
-            warm_up=0.5 if cpu else 3.0,
-            peaks=not cpu,
-            keep=keep,
-            on_row=put,
-        )
-    for row in report.measurements:  # once more, now with their share of the peak
-        put(row)
-    if "peaks" in report.environment:
-        results.head["environment"]["peaks"] = report.environment["peaks"]
-    for note in report.notes:
+    plan = Plan(
+        rounds=2 if cpu else ROUNDS,
+        turn_seconds=0.1 if cpu else 0.15,
+        min_warm_seconds=0.1,
+        max_warm_seconds=0.5 if cpu else 1.5,
+        parity_batches=batches[:2],
+        opening=1 if cpu else 8,
+        max_iterations=400,
+    )
+    begin = time.monotonic()
+
+    def progress(text: str, _done: int, _total: int) -> None:
+        if text.startswith("open") or ": warm" in text:
+            say(f"    {time.monotonic() - begin:4.0f} s {text}")
+
+    with Conductor(_candidates(model, artifacts, cpu), plan, progress, put) as conductor:
+        conductor.open()
+        conductor.measure([("offline", {"batch": batch}) for batch in batches])
+    for note in conductor.notes:
         results.note(f"{model}: {note}")
-    return bool(report.interrupted_by)
+    for row in results.rows:
+        if row["conditions"]["model"] == model:
+            say(f"    {_line(row)}")
+    return conductor.interrupted
 
 
-def _convert(function: str, folder: Path, cpu: bool, results: Results) -> list[str]:
-    """Artifacts of every format and precision; one that cannot be made is a note, not the end."""
-    from ganexport.errors import GanExportError
-    from ganexport.export.convert import convert
+def _line(row: dict[str, Any]) -> str:
+    from benchmarks._rows import median
 
-    wanted = [("onnx", "fp32"), ("torchscript", "fp32"), ("trt", "fp32"), ("onnx", "fp16"), ("trt", "fp16")]
-    made = []
-    for kind, precision in wanted[:1] if cpu else wanted:
-        target = folder / f"{kind}-{precision}"
+    name = f"{row['candidate']['name']}, batch {row['conditions']['sizes']['batch']}"
+    if row.get("unavailable"):
+        return f"{name}: {row['unavailable']}"
+    series = {s["name"]: median(s["samples"]) / 1e3 for s in row["series"]}
+    parity = row.get("parity") or {}
+    quality = parity.get("verdict", "") + (f" {parity['psnr']:.0f} dB" if parity.get("psnr") else "")
+    return f"{name}: " + ", ".join(f"{key} {value:.1f} us" for key, value in series.items()) + f"; {quality}"
+
+
+def _peaks(results: Results, cpu: bool) -> dict[str, Any]:
+    """What the card reaches at best, for the roofline."""
+    if cpu:
+        return {}
+    from ganexport.measure.candidate import Candidate
+    from ganexport.measure.process import CandidateFailedError, WorkerProcess
+
+    with WorkerProcess(Candidate("peaks", "")) as worker:
         try:
-            convert(function, to=[kind], output=target, precision=precision, verify_budget=5.0)
-            made.append(str(target))
-        except (GanExportError, ImportError, RuntimeError) as error:
-            results.note(f"{function.partition(':')[2]} to {kind} {precision}: {error}")
-    return made
+            arguments = {"device": "cuda", "precisions": ["fp32", "tf32", "fp16"]}
+            answer = worker.ask("call", 60, function="ganexport.measure.peaks:measure", arguments=arguments)
+        except CandidateFailedError as failure:
+            results.note(f"peaks: {failure}")
+            return {}
+    peaks = {"cuda": answer["value"]}
+    results.head["environment"]["peaks"] = peaks
+    say(f"  peaks: {answer['value']}")
+    return peaks
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.backends")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--deadline", type=float, default=500.0, help="seconds")
+    parser.add_argument("--models", default=",".join(MODELS), help="of these, in this order")
     parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU, to test this script")
+    parser.add_argument("--convert", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

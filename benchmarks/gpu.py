@@ -116,11 +116,6 @@ _TORCH = (
     "'cudnn': torch.backends.cudnn.version(), "
     "'capability': list(torch.cuda.get_device_capability()) if ok else None}))"
 )
-_ONNXRUNTIME = (
-    "import json, onnxruntime as o; p = o.get_available_providers(); "
-    "print(json.dumps({'version': o.__version__, 'providers': p, 'runs': 'CUDAExecutionProvider' in p, "
-    "'reason': '' if 'CUDAExecutionProvider' in p else 'this build has no CUDA provider'}))"
-)
 _BINDINGS = (
     "import json; from cuda.bindings import runtime as r; e, n = r.cudaGetDeviceCount(); "
     "print(json.dumps({'runs': int(e) == 0 and n > 0, 'reason': '' if int(e) == 0 else f'CUDA error {int(e)}'}))"
@@ -134,7 +129,7 @@ def environment(run: Run) -> Outcome:
         ("cuda-bindings", ["-c", _BINDINGS]),
         ("TensorRT", ["-m", "benchmarks._tensorrt_probe", "tensorrt"]),
         ("TensorRT-RTX", ["-m", "benchmarks._tensorrt_probe", "tensorrt_rtx"]),
-        ("ONNX Runtime CUDA", ["-c", _ONNXRUNTIME]),
+        ("ONNX Runtime CUDA", ["-m", "benchmarks._onnxruntime_probe"]),
         ("TensorRT libraries", []),
         ("compilers", []),
     ]
@@ -241,24 +236,28 @@ def tests(run: Run) -> Outcome:
     if not (ROOT / "tests" / "gpu").is_dir():
         results.add(0, unavailable="there is no tests/gpu")
         return Outcome("not available", "there is no tests/gpu")
-    report = run.out / "pytest.xml"
-    chosen = ["--collect-only"] if run.cpu else ["-p", "no:cacheprovider", f"--junitxml={report}"]
     # Not every machine has the plugins that the project's configuration names.
     missing = [] if importlib.util.find_spec("pytest_timeout") else ["-o", "timeout=", "-W", "ignore"]
-    done = run.python(
-        "-m", "pytest", "--gpu", "tests/gpu", "-q", "-x" if run.cpu else "--durations=10", *chosen, *missing
-    )
-    facts = _junit(report)
-    facts["tail"] = _last_lines(done.stdout, 12)
-    passed = done.returncode == 0
-    results.add(
-        0, facts=facts, unavailable="" if passed else f"exit code {done.returncode}: {_last_lines(done.stdout, 2)}"
-    )
-    report.unlink(missing_ok=True)
-    status = "ok" if passed else ("cut off" if done.returncode == 124 else "failed")
-    if not passed:
-        say(done.stdout[-6000:])
-    return Outcome(status, _last_lines(done.stdout, 1))
+    side_by_side = ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadgroup"]
+    turns = [["-m", "not alone", *(side_by_side if importlib.util.find_spec("xdist") else [])], ["-m", "alone"]]
+    turns = [["--collect-only", "-x"]] if run.cpu else turns
+    facts: dict[str, Any] = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0, "failed": [], "tails": []}
+    for number, turn in enumerate(turns):
+        report = run.out / f"pytest{number}.xml"
+        kept = ["-p", "no:cacheprovider", f"--junitxml={report}", "--durations=8"]
+        done = run.python("-m", "pytest", "--gpu", "tests/gpu", "-q", *kept, *turn, *missing)
+        for name, value in _junit(report).items():
+            facts[name] += value
+        facts["tails"].append(_last_lines(done.stdout, 12))
+        report.unlink(missing_ok=True)
+        if done.returncode:
+            facts.setdefault("reason", f"exit code {done.returncode}: {_last_lines(done.stdout, 2)}")
+            say(done.stdout[-9000:])
+    reason = facts.pop("reason", "")
+    results.add(0, facts=facts, unavailable=reason)
+    if reason:
+        return Outcome("cut off" if reason.startswith("exit code 124") else "failed", reason)
+    return Outcome("ok", "; ".join(_last_lines(tail, 1).rpartition("| ")[2] for tail in facts["tails"]))
 
 
 def _junit(path: Path) -> dict[str, Any]:

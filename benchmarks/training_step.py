@@ -4,21 +4,25 @@
 
 One iteration is what a training loop does: ``n_critic`` updates of the discriminator (penalty with its
 double backward included), one of the generator, both optimizers. Images a second count the real images
-that the discriminator saw. Every row runs in a process of its own, is written when measured, and what
-the deadline cuts off stands in the file as not run.
+that the discriminator saw. Every row has a process of its own. The processes of a wave compile and warm up
+side by side, which takes most of the time; then they are measured one after the other, while the others wait.
+Every row is written when measured, and what the deadline cuts off stands in the file as not run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
 import os
+import selectors
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,22 +103,25 @@ class Setting:
         return " ".join(parts)
 
 
+_MODELS = ("wgan-gp-resnet-64", "dcgan-64", "r3gan-64")
 #: (compile, precision, channels_last), the most telling first.
-_WAYS = (
+_FIRST = (
     ("off", "fp32", False),
     ("reduce-overhead", "bf16", True),
-    ("off", "bf16", False),
-    ("reduce-overhead", "tf32", False),
-    ("default", "bf16", True),
     ("off", "tf32", False),
-    ("reduce-overhead", "bf16", False),
+    ("off", "bf16", True),
+    ("default", "bf16", True),
     ("reduce-overhead", "fp16", True),
-    ("off", "fp16", False),
-    ("default", "tf32", False),
+    ("reduce-overhead", "tf32", True),
+)
+_LATER = (
+    ("off", "fp16", True),
     ("reduce-overhead", "fp32", False),
+    ("default", "tf32", True),
     ("default", "fp32", False),
     ("max-autotune", "bf16", True),
 )
+_ENDS = _FIRST[:2]
 
 
 def settings(cpu: bool) -> Iterator[Setting]:
@@ -124,30 +131,33 @@ def settings(cpu: bool) -> Iterator[Setting]:
         yield Setting("tiny", "aot_eager", "bf16", 4, channels_last=True)
         yield Setting("r3gan-64", "off", "tf32", 4)
         return
-    models = ("wgan-gp-resnet-64", "dcgan-64", "r3gan-64")
-    for model in models[:2]:
-        for way in _WAYS[:2]:
+    for way in _FIRST:
+        for model in _MODELS:
             yield Setting(model, *way[:2], 64, way[2])
-    for way in _WAYS[:2]:
-        yield Setting(models[0], *way[:2], 64, way[2], penalty=False)
-    for way in _WAYS[2:8]:
-        for model in models[:2]:
-            yield Setting(model, *way[:2], 64, way[2])
-    for way in _WAYS[:2]:
-        yield Setting(models[2], *way[:2], 64, way[2])
-        for batch in (128, 256):
-            for model in models[:2]:
+    for way in _ENDS:
+        for model in (_MODELS[0], _MODELS[2]):
+            yield Setting(model, *way[:2], 64, way[2], penalty=False)
+    for batch in (256, 128):
+        for way in _ENDS:
+            for model in _MODELS:
                 yield Setting(model, *way[:2], batch, way[2])
-    for way in _WAYS[8:]:
-        for model in models[:2]:
+    for way in _LATER:
+        for model in _MODELS:
             yield Setting(model, *way[:2], 64, way[2])
 
 
 # ---- in the worker -------------------------------------------------------------------------------
 
 
-def measure(setting: Setting, device_name: str, seconds: float) -> dict[str, Any]:
-    """Train for a while; series in nanoseconds and facts."""
+def measure(setting: Setting, device_name: str, seconds: float, turn: Callable[[], None]) -> dict[str, Any]:
+    """Train for a while; series in nanoseconds and facts.
+
+    Args:
+        setting: What and how.
+        device_name: "cuda" or "cpu".
+        seconds: Of sampling.
+        turn: Called when compiled and warm; returns when nobody else is at work.
+    """
     # What is missing is found before torch is loaded, which is slow.
     importlib.import_module("ganexport.spec")
     import torch
@@ -160,7 +170,11 @@ def measure(setting: Setting, device_name: str, seconds: float) -> dict[str, Any
     trainer.iteration()
     trainer.wait()
     facts: dict[str, Any] = {"first_iteration_seconds": (time.perf_counter_ns() - start) / 1e9}
-    _repeat(trainer.iteration, trainer.wait, min(seconds, 1.0), least=3)  # warm-up
+    _repeat(trainer.iteration, trainer.wait, min(seconds, 1.0), least=5)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the others need memory too
+    turn()
+    _repeat(trainer.iteration, trainer.wait, min(seconds / 3, 0.5), least=3)  # warm-up
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     series = {
@@ -171,6 +185,7 @@ def measure(setting: Setting, device_name: str, seconds: float) -> dict[str, Any
     }
     if device.type == "cuda":
         facts["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        facts |= _profile(trainer)
     facts["losses"] = [float(value) for value in trainer.losses[-2:]]
     facts["finite"] = all(math.isfinite(value) for value in facts["losses"])
     return {"series": series, "facts": facts, "items": setting.batch * work.n_critic}
@@ -264,6 +279,36 @@ def _repeat(run: Callable[[], None], wait: Callable[[], None], seconds: float, l
     return samples
 
 
+def _profile(trainer: _Trainer, iterations: int = 3) -> dict[str, Any]:
+    """What the GPU does: its busy share of an iteration, and the kernels that take most of it.
+
+    Returns:
+        ``gpu_busy_ns`` and ``gpu_kernels`` (launches) an iteration; ``kernels``: name, ns and launches of the longest.
+    """
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            for _ in range(iterations):
+                trainer.iteration()
+            trainer.wait()
+        kernels: dict[str, list[float]] = {}
+        for event in profiler.events() or ():
+            if event.device_type == DeviceType.CUDA:
+                entry = kernels.setdefault(event.name, [0.0, 0.0])
+                entry[0] += event.device_time * 1e3 / iterations
+                entry[1] += 1 / iterations
+    except RuntimeError as error:  # no profiler on this machine
+        return {"profile": f"not available: {error}"}
+    ordered = sorted(kernels.items(), key=lambda item: -item[1][0])
+    return {
+        "gpu_busy_ns": round(sum(entry[0] for entry in kernels.values())),
+        "gpu_kernels": round(sum(entry[1] for entry in kernels.values())),
+        "kernels": [[name[:90], round(taken), round(count, 1)] for name, (taken, count) in ordered[:12]],
+    }
+
+
 def _bursts(trainer: _Trainer, seconds: float, length: int = 10) -> list[int]:
     """Time an iteration when the host never waits in between, as in a real loop."""
 
@@ -277,45 +322,146 @@ def _bursts(trainer: _Trainer, seconds: float, length: int = 10) -> list[int]:
 # ---- in the driver -------------------------------------------------------------------------------
 
 
+class _Worker:
+    """The process of one row.
+
+    Args:
+        setting: The row.
+        options: Of the command line.
+        cores: For its compiler.
+    """
+
+    def __init__(self, setting: Setting, options: argparse.Namespace, cores: int) -> None:
+        command = [sys.executable, "-m", "benchmarks.training_step", "--one", json.dumps(asdict(setting))]
+        command += ["--seconds", str(options.seconds), *(["--cpu"] if options.cpu else [])]
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=_environment() | {"TORCHINDUCTOR_COMPILE_THREADS": str(cores)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
+        )  # fmt: skip
+
+    def go(self) -> None:
+        """It is this worker's turn."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def line(self) -> dict[str, Any] | None:
+        """Its next word, None when it ended instead."""
+        assert self.process.stdout is not None
+        text = self.process.stdout.readline()
+        return json.loads(text) if text else None
+
+    def reason(self) -> str:
+        """Why it ended."""
+        code = self.process.wait()
+        self._said.seek(0)
+        said = [line for line in self._said.read().splitlines() if line.strip()]
+        return _reason(said[-1] if said else f"exit code {code}")
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self._said):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure every row within the deadline."""
     options = _options(arguments)
     if options.one:
-        found = measure(Setting(**json.loads(options.one)), "cpu" if options.cpu else "cuda", options.seconds)
-        sys.stdout.write("\n" + json.dumps(found) + "\n")
-        return 0
+        return _work(options)
     deadline = Deadline(options.deadline)
-    rows = [s for s in settings(options.cpu) if not options.only or options.only in s.name]
+    wanted = options.only.split("|") if options.only else [""]
+    rows = [s for s in settings(options.cpu) if any(text in s.name for text in wanted)]
     planned = [({"name": s.name, **asdict(s)}, {"scenario": "train-step", "sizes": {"batch": s.batch}}) for s in rows]
     results = Results(options.output, "Training step", planned)
-    for index, setting in enumerate(rows):
-        if deadline.left < (5 if options.cpu else 20):
+    for first in range(0, len(rows), options.wave):
+        if deadline.left < (5 if options.cpu else 30):
             break
-        start = time.monotonic()
-        _run(setting, index, results, options, deadline)
-        say(f"  {setting.name}: {_outcome(results.rows[index])} ({time.monotonic() - start:.0f} s)")
+        _wave(rows[first : first + options.wave], first, results, options, deadline)
     return 0
 
 
-def _run(setting: Setting, index: int, results: Results, options: argparse.Namespace, deadline: Deadline) -> None:
-    command = [sys.executable, "-m", "benchmarks.training_step", "--one", json.dumps(asdict(setting))]
-    command += ["--seconds", str(options.seconds), *(["--cpu"] if options.cpu else [])]
-    limit = min(options.limit, deadline.left)
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False, env=_environment()
-        )
-    except subprocess.TimeoutExpired:
-        reason = "not run: the deadline came first" if deadline.left < 1 else f"no result within {limit:.0f} s"
+def _work(options: argparse.Namespace) -> int:
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries print must not stand between the answers
+
+    def say_line(found: dict[str, Any]) -> None:
+        os.write(answers, (json.dumps(found) + "\n").encode())
+
+    def turn() -> None:
+        say_line({"ready": True})
+        sys.stdin.readline()
+
+    device = "cpu" if options.cpu else "cuda"
+    say_line(measure(Setting(**json.loads(options.one)), device, options.seconds, turn))
+    return 0
+
+
+def _wave(
+    rows: Sequence[Setting], first: int, results: Results, options: argparse.Namespace, deadline: Deadline
+) -> None:
+    """Prepare some rows side by side, then measure them in turn."""
+    begin = time.monotonic()
+    compiling = sum(setting.compile != "off" for setting in rows)
+    cores = max(1, (os.cpu_count() or 1) // max(compiling, 1))
+    workers = {index: _Worker(setting, options, cores) for index, setting in enumerate(rows, first)}
+
+    def give_up(index: int, reason: str) -> None:
+        workers.pop(index).close()
         results.add(index, unavailable=reason)
-        return
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        results.add(index, unavailable=_reason(said[-1] if said else f"exit code {done.returncode}"))
-        return
-    found = json.loads(lines[-1])
-    results.add(index, found["series"], items=found["items"], facts=found["facts"])
+        say(f"  {rows[index - first].name}: {reason}")
+
+    try:
+        for index in _unready(workers, min(options.limit, max(deadline.left - 5, 1))):
+            worker = workers[index]
+            ended = worker.process.poll() is not None
+            late = "not run: the deadline came first" if deadline.left < 6 else f"not ready in {options.limit:.0f} s"
+            give_up(index, worker.reason() if ended else late)
+        say(f"  {len(workers)} of {len(rows)} are ready after {time.monotonic() - begin:.0f} s")
+        for index in list(workers):
+            if deadline.left < 3:
+                return  # they stand as not run
+            worker = workers[index]
+            worker.go()
+            found = worker.line() if _readable([worker], options.limit) else None
+            if found is None:
+                give_up(index, worker.reason() if worker.process.poll() is not None else "no result")
+                continue
+            results.add(index, found["series"], items=found["items"], facts=found["facts"])
+            say(f"  {rows[index - first].name}: {_outcome(results.rows[index])}")
+            workers.pop(index).close()
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def _unready(workers: dict[int, _Worker], seconds: float) -> list[int]:
+    """Wait until every worker is ready; those that ended or are not."""
+    waiting, lost = dict(workers), []
+    end = time.monotonic() + seconds
+    while waiting and time.monotonic() < end:
+        ready = _readable(list(waiting.values()), end - time.monotonic())
+        for index, worker in list(waiting.items()):
+            if worker in ready:
+                del waiting[index]
+                if worker.line() is None:
+                    worker.process.wait()
+                    lost.append(index)
+    return lost + list(waiting)
+
+
+def _readable(workers: Sequence[_Worker], seconds: float) -> list[_Worker]:
+    """The workers that have said something (or ended), after at most so long."""
+    with selectors.DefaultSelector() as selector:
+        for worker in workers:
+            assert worker.process.stdout is not None
+            selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        return [key.data for key, _ in selector.select(max(0.0, seconds))]
 
 
 def _environment() -> dict[str, str]:
@@ -346,14 +492,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.training_step")
     parser.add_argument("--output", type=Path, default=Path("training.json"), help="JSON file")
     parser.add_argument("--deadline", type=float, default=500.0, help="seconds for everything")
-    parser.add_argument("--limit", type=float, default=200.0, help="seconds for one row, compiling included")
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds for compiling, and for measuring a row")
+    parser.add_argument("--only", default="", help="rows whose name holds this text, or one of several between |")
+    parser.add_argument("--wave", type=int, default=21, help="rows that compile side by side")
     parser.add_argument("--seconds", type=float, default=None, help="sampling time of a row")
     parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU, to test this script")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.seconds is None:
-        options.seconds = 0.2 if options.cpu else 3.0
+        options.seconds = 0.2 if options.cpu else 1.2
     return options
 
 

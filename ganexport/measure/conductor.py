@@ -11,6 +11,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +88,21 @@ class Conductor:
     # ---- opening ------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Start every candidate, one after the other, and compare its outputs with the reference."""
+        """Start every candidate and compare its outputs with the reference, one after the other."""
         reference = self.plan.reference
+        started = self._start_together() if self.plan.opening > 1 else {}
         for number, candidate in enumerate(self.candidates):
             self.progress(f"open {candidate.name}", number, len(self.candidates))
             if candidate.unavailable:
                 self._reasons[candidate.name] = candidate.unavailable
                 continue
             try:
-                worker = self._start(candidate)
+                worker = started[candidate.name].result() if started else self._start(candidate)
                 if reference is None:
                     reference = str(Path(self._folder.name) / "reference.npz")
                     try:
-                        worker.ask("reference", self.plan.timeout, path=reference)
+                        batches = self.plan.parity_batches
+                        worker.ask("reference", self.plan.timeout, path=reference, batches=batches)
                     except CandidateFailedError:
                         reference = None
                         raise
@@ -112,6 +115,25 @@ class Conductor:
                 worker.pause()
             except CandidateFailedError as failure:
                 self._lose(candidate.name, failure, fatal=True)
+
+    def _start_together(self) -> dict[str, Future[WorkerProcess]]:
+        """Start the processes and let several open their candidates at once."""
+        pool = ThreadPoolExecutor(self.plan.opening)
+        try:
+            found = {c.name: pool.submit(self._start_and_pause, c) for c in self.candidates if not c.unavailable}
+            wait(found.values())
+        except BaseException:  # a signal: nobody waits for what is still opening
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in list(self._workers.values()):
+                worker.kill()
+            raise
+        pool.shutdown()
+        return found
+
+    def _start_and_pause(self, candidate: Candidate) -> WorkerProcess:
+        worker = self._start(candidate)
+        worker.pause()
+        return worker
 
     def _start(self, candidate: Candidate) -> WorkerProcess:
         worker = self._stack.enter_context(WorkerProcess(candidate))

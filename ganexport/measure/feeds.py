@@ -93,10 +93,10 @@ def parity_inputs(spec: GeneratorSpec, batches: tuple[int, ...] = (1, 7)) -> lis
     return [draw(spec, {BATCH: size}, seed=1) for size in sorted(sizes)]
 
 
-def write_reference(path: Path, runner: Runner) -> None:
+def write_reference(path: Path, runner: Runner, batches: tuple[int, ...] = (1, 7)) -> None:
     """Run the reference on :func:`parity_inputs` and keep both."""
     arrays: dict[str, Array] = {}
-    for number, feeds in enumerate(parity_inputs(runner.spec)):
+    for number, feeds in enumerate(parity_inputs(runner.spec, batches)):
         outputs = runner.run(feeds)
         arrays |= {f"{number}/in/{name}": value for name, value in feeds.items()}
         arrays |= {f"{number}/out/{name}": value for name, value in outputs.items()}

@@ -23,6 +23,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         timeout: Seconds for one command (compiling included) before a candidate counts as hung.
         reference: File with reference inputs and outputs; without one the first candidate that
             opens is the reference. Empty string: no comparison.
+        parity_batches: Batch sizes of that comparison, clipped to what the generator takes.
+        opening: Candidates that are started side by side; they are measured one at a time in any case.
     """
 
     rounds: int = 8
@@ -35,6 +37,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     max_warm_seconds: float = 10.0
     timeout: float = 900.0
     reference: str | None = None
+    parity_batches: tuple[int, ...] = (1, 7)
+    opening: int = 1
 
 
 class ServerPlan(msgspec.Struct, frozen=True, kw_only=True):

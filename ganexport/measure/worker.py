@@ -106,9 +106,9 @@ class Worker:
             "gpu": gpu_state(self._gpu) if self._gpu is not None else {},
         }
 
-    def reference(self, path: str) -> dict[str, Any]:
+    def reference(self, path: str, batches: list[int]) -> dict[str, Any]:
         """Write this candidate's outputs as the reference."""
-        inputs.write_reference(Path(path), self.opened)
+        inputs.write_reference(Path(path), self.opened, tuple(batches))
         return {}
 
     def parity(self, path: str, precision: str) -> dict[str, Any]:

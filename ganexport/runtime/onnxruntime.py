@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,8 +35,28 @@ SETTINGS = {
     "threads": Setting(int, "threads of one operator"),
     "spinning": Setting(bool, "threads wait by spinning: faster on idle cores, wasteful on shared ones"),
     "optimization": Setting(str, "graph optimisation", tuple(_LEVELS)),
+    "tf32": Setting(bool, "on CUDA: products of float32 in TF32, faster and as exact as float16"),
 }
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+#: What the CUDA provider of a build for CUDA 12 or 13 needs, in the order of loading.
+_CUDA_LIBRARIES = {
+    "12": (
+        "libcudart.so.12",
+        "libcublasLt.so.12",
+        "libcublas.so.12",
+        "libcurand.so.10",
+        "libcufft.so.11",
+        "libcudnn.so.9",
+    ),
+    "13": (
+        "libcudart.so.13",
+        "libcublasLt.so.13",
+        "libcublas.so.13",
+        "libcurand.so.10",
+        "libcufft.so.12",
+        "libcudnn.so.9",
+    ),
+}
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 
@@ -206,15 +230,49 @@ def open_session(path: Path, settings: Mapping[str, Any], cuda: int | None) -> A
         options.intra_op_num_threads = settings["threads"]
     if "spinning" in settings:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings["spinning"])))
+    if cuda is not None:
+        preload_cuda()
     level = _LEVELS[settings.get("optimization", "all")]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    providers: list[Any] = [CPU] if cuda is None else [(CUDA, {"device_id": cuda}), CPU]
+    providers: list[Any] = [CPU] if cuda is None else [(CUDA, _cuda_options(settings, cuda)), CPU]
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # noqa: BLE001 - the binding raises many classes of its own
         raise ArtifactError(f"{path}: ONNX Runtime cannot load it: {_reason(error)}") from None
+
+
+def _cuda_options(settings: Mapping[str, Any], cuda: int) -> dict[str, Any]:
+    # TF32 has fp16's mantissa: a file called fp32 must not use it behind the user's back.
+    return {"device_id": cuda, "use_tf32": int(settings.get("tf32", False))}
+
+
+@functools.cache
+def preload_cuda(version: str | None = None) -> tuple[str, ...]:
+    """Load the CUDA libraries of pip's ``nvidia-*`` packages, which ONNX Runtime needs and the loader cannot find.
+
+    ``onnxruntime.preload_dlls`` looks beside its own package only; these may lie in another folder of ``sys.path``.
+
+    Args:
+        version: CUDA that ONNX Runtime was built for; its own word when None.
+
+    Returns:
+        Names of what was loaded; libraries that are nowhere among the packages are left to the system's loader.
+    """
+    import onnxruntime
+
+    major = str(version or getattr(onnxruntime, "cuda_version", "") or "").partition(".")[0]
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    loaded = []
+    for name in _CUDA_LIBRARIES.get(major, ()):
+        for path in (path for folder in folders for path in sorted(folder.glob(f"*/lib/{name}"))):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(path))
+                loaded.append(name)
+                break
+    return tuple(loaded)
 
 
 def _reason(error: BaseException) -> str:

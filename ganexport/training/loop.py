@@ -167,6 +167,8 @@ class Trainer:
         for chosen in self._rows(count):
             mine = {name: value[chosen] if value.shape[:1] == (count,) else value for name, value in inputs.items()}
             found.append(part(real[chosen], mine, labels[chosen] if labels is not None else None))
+            if len(found) == 1 and self.networks.engine.replays:
+                _own_gradients(parameters)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         torch._foreach_div_(gradients, float(len(found)))
         return {name: torch.stack([metrics[name] for metrics in found]).mean(0) for name in found[0]}
@@ -394,6 +396,13 @@ class Trainer:
         if self.run is not None and self.group.leads:
             (self.run / DIVERGED_FILE).unlink(missing_ok=True)
         self.reporter.remark(f"rollback {rollbacks}: {why}; rates are now {scale:g} times the recipe's")
+
+
+def _own_gradients(parameters: list[nn.Parameter]) -> None:
+    """Move gradients out of the memory that a CUDA graph writes to, so that its next replay does not change them."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
 
 
 def _diagnostics(line: Mapping[str, float], *, log_odds: bool) -> dict[str, float]:

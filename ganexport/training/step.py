@@ -286,9 +286,14 @@ class TrainingStep:
             self._compiled[key] = compiled(function, self.compile)
         return self._compiled[key](*arguments)
 
+    @property
+    def replays(self) -> bool:
+        """Whether CUDA graphs are replayed: gradients then lie in memory that the next update writes to."""
+        return self.device.type == "cuda" and self.compile in ("reduce-overhead", "max-autotune")
+
     def _begin(self) -> None:
         """Let CUDA graphs reuse the memory of the last update's results; within an update they stay."""
-        if self.compile in ("reduce-overhead", "max-autotune"):
+        if self.replays:
             torch.compiler.cudagraph_mark_step_begin()
 
     def _backward(self, name: str, loss: Tensor) -> None:

@@ -15,12 +15,14 @@ import pytest
 
 import ganexport
 from ganexport.artifact import MANIFEST
-from ganexport.cli.main import run
 from ganexport.errors import ArtifactError, BackendUnavailableError
+from ganexport.export.convert import convert
 from ganexport.runtime import _cuda
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "runtime"))
 import tiny_generators as tiny
+
+pytestmark = pytest.mark.xdist_group("runtime")  # one process: the artifact is made once
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def artifact(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu")
     spec = tiny.image_spec(3, classes=10)
     path = tiny.save(tiny.image_model(3, classes=10, spec=spec), folder / "net.onnx")
-    assert run(["convert", str(path), "--to", "onnx", "--to", "trt", "-o", str(folder / "a")]) == 0
+    convert(str(path), to=["onnx", "trt"], output=folder / "a")
     return folder / "a"
 
 
@@ -100,6 +102,7 @@ def test_the_parts_of_a_call_give_what_run_gives(generator):
     assert np.array_equal(runner.fetch()["image"], wanted)
 
 
+@pytest.mark.alone
 def test_device_memory_comes_back(artifact):
     runtime = _cuda.library()
 
