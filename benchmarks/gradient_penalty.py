@@ -30,6 +30,7 @@ from ganexport.kernels.gradient_penalty import gradient_penalty, gradient_penalt
 SHAPES = (
     (256, 3, 128, 128), (128, 3, 64, 64), (64, 1, 28, 28), (64, 3, 256, 256), (64, 3, 64, 64), (1024, 3, 64, 64),
     (32, 3, 1024, 1024), (32, 3, 512, 512), (256, 3, 32, 32), (65_536, 1, 28, 28), (256, 3, 127, 127),
+    (1024, 3, 128, 128), (256, 3, 256, 256),
 )  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU_SHAPES = ((4, 1, 28, 28), (2, 3, 16, 16))

@@ -17,6 +17,7 @@ import importlib
 import json
 import math
 import os
+import re
 import selectors
 import subprocess
 import sys
@@ -110,11 +111,12 @@ _FIRST = (
     ("reduce-overhead", "bf16", True),
     ("off", "tf32", False),
     ("off", "bf16", True),
-    ("default", "bf16", True),
-    ("reduce-overhead", "fp16", True),
-    ("reduce-overhead", "tf32", True),
+    ("reduce-overhead", "tf32", False),
 )
 _LATER = (
+    ("default", "bf16", True),
+    ("reduce-overhead", "fp16", True),
+    ("reduce-overhead", "bf16", False),
     ("off", "fp16", True),
     ("reduce-overhead", "fp32", False),
     ("default", "tf32", True),
@@ -357,7 +359,8 @@ class _Worker:
         code = self.process.wait()
         self._said.seek(0)
         said = [line for line in self._said.read().splitlines() if line.strip()]
-        return _reason(said[-1] if said else f"exit code {code}")
+        errors = [number for number, line in enumerate(said) if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+        return _reason(" ".join(said[errors[-1] :]) if errors else said[-1] if said else f"exit code {code}")
 
     def close(self) -> None:
         """End it."""
@@ -408,7 +411,7 @@ def _wave(
     """Prepare some rows side by side, then measure them in turn."""
     begin = time.monotonic()
     compiling = sum(setting.compile != "off" for setting in rows)
-    cores = max(1, (os.cpu_count() or 1) // max(compiling, 1))
+    cores = max(1, 2 * (os.cpu_count() or 1) // max(compiling, 1))  # half the time, each traces on one core
     workers = {index: _Worker(setting, options, cores) for index, setting in enumerate(rows, first)}
 
     def give_up(index: int, reason: str) -> None:
@@ -423,6 +426,8 @@ def _wave(
             late = "not run: the deadline came first" if deadline.left < 6 else f"not ready in {options.limit:.0f} s"
             give_up(index, worker.reason() if ended else late)
         say(f"  {len(workers)} of {len(rows)} are ready after {time.monotonic() - begin:.0f} s")
+        while options.after and not options.after.exists() and deadline.left > 3:
+            time.sleep(0.1)
         for index in list(workers):
             if deadline.left < 3:
                 return  # they stand as not run
@@ -494,7 +499,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--deadline", type=float, default=500.0, help="seconds for everything")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for compiling, and for measuring a row")
     parser.add_argument("--only", default="", help="rows whose name holds this text, or one of several between |")
-    parser.add_argument("--wave", type=int, default=21, help="rows that compile side by side")
+    parser.add_argument("--after", type=Path, help="measure nothing before this file is there")
+    parser.add_argument("--wave", type=int, default=15, help="rows that compile side by side")
     parser.add_argument("--seconds", type=float, default=None, help="sampling time of a row")
     parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU, to test this script")
     parser.add_argument("--one", help=argparse.SUPPRESS)

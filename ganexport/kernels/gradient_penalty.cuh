@@ -111,15 +111,15 @@ struct Held {
     return sum;
   }
 
-  template <typename T, bool Streaming = false>
+  // dg is first to leave L2: it must not push g out, and measured it is 1 to 8% faster than __stwb for large g.
+  template <typename T>
   __device__ __forceinline__ void store_scaled(Word<Bytes>* destination, int remaining, int step, float factor) {
 #pragma unroll
     for (int k = 0; k < kHeld<Bytes>; ++k) {
       if constexpr (sizeof(T) == 2) keep_packed(words[k]);
       if (k * step >= remaining) continue;
       const Word<Bytes> word = scale_word<T>(words[k], factor);
-      if constexpr (Streaming) __stcs(destination + k * step, word);
-      else __stwb(destination + k * step, word);
+      __stcs(destination + k * step, word);
     }
   }
 };
@@ -230,7 +230,7 @@ __device__ __forceinline__ void scale_chunk(const PenaltyParameters& p, int64_t 
     factor = penalty_term(p, __ldcg(p.statistics + sample)).slope * scale;
   }
   __syncthreads();
-  held.template store_scaled<T, true>(destination, remaining, kWarp, factor);  // dg must not push g out of L2
+  held.template store_scaled<T>(destination, remaining, kWarp, factor);
 }
 
 template <typename T, int Bytes>

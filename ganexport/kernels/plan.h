@@ -58,10 +58,6 @@ inline Plan make_plan(int64_t samples, int64_t elements, int element_bytes, bool
   const int64_t block_words = static_cast<int64_t>(threads_limit) * held;
   while (plan.ranks <= machine.max_cluster && plan.ranks * block_words < plan.words) plan.ranks *= 2;
   if (plan.ranks <= machine.max_cluster) {
-    // A small batch is spread over more blocks as long as each keeps 512 words.
-    while (plan.ranks * 2 <= machine.max_cluster && samples * plan.ranks < machine.multiprocessors &&
-           plan.words / (plan.ranks * 2) >= 512)
-      plan.ranks *= 2;
     const int64_t share = divide_up(plan.words, plan.ranks);
     plan.threads = static_cast<int>(divide_up(divide_up(share, held), 32) * 32);
     plan.blocks = samples * plan.ranks;
@@ -75,10 +71,11 @@ inline Plan make_plan(int64_t samples, int64_t elements, int element_bytes, bool
   const int64_t total = samples * plan.chunks;
   plan.blocks = std::min<int64_t>(gradient ? 2 * total : total, 2 * static_cast<int64_t>(machine.multiprocessors));
   // A whole sample must be read before any of it is scaled. Beyond that, as many chunks ahead as are in the blocks'
-  // hands (each holds two tickets, every other one a first read), so that blocks rarely wait, unless L2 (half of it:
-  // dg passes through too) couldn't hold them.
-  const int64_t cached = machine.l2_bytes / 2 / (block_words * (plan.wide ? 16 : element_bytes));
-  plan.lag = plan.chunks + std::clamp<int64_t>(cached - plan.chunks, 1, plan.blocks);
+  // hands (each holds two tickets, every other one a first read), so that blocks rarely wait; but no more than a third
+  // of L2 holds, since dg passes through it too. A sample that leaves no room for that comes from DRAM twice anyway.
+  const int64_t cached = machine.l2_bytes / 3 / (block_words * (plan.wide ? 16 : element_bytes));
+  const int64_t room = cached - plan.chunks;
+  plan.lag = plan.chunks + (room >= plan.blocks / 4 ? std::min(room, plan.blocks) : plan.blocks);
   plan.zeroed_bytes = 16 + static_cast<size_t>(samples) * 8;
   plan.workspace_bytes = plan.zeroed_bytes + static_cast<size_t>(samples) * sizeof(double) +
                          static_cast<size_t>(total) * sizeof(float);

@@ -120,7 +120,8 @@ class Conductor:
         """Start the processes and let several open their candidates at once."""
         pool = ThreadPoolExecutor(self.plan.opening)
         try:
-            found = {c.name: pool.submit(self._start_and_pause, c) for c in self.candidates if not c.unavailable}
+            # Started here and not in the pool: a worker dies with the thread that started it.
+            found = {c.name: pool.submit(self._open, c, self._launch(c)) for c in self.candidates if not c.unavailable}
             wait(found.values())
         except BaseException:  # a signal: nobody waits for what is still opening
             pool.shutdown(wait=False, cancel_futures=True)
@@ -130,17 +131,19 @@ class Conductor:
         pool.shutdown()
         return found
 
-    def _start_and_pause(self, candidate: Candidate) -> WorkerProcess:
-        worker = self._start(candidate)
-        worker.pause()
-        return worker
-
     def _start(self, candidate: Candidate) -> WorkerProcess:
+        return self._open(candidate, self._launch(candidate))
+
+    def _launch(self, candidate: Candidate) -> WorkerProcess:
         worker = self._stack.enter_context(WorkerProcess(candidate))
         self._workers[candidate.name] = worker
+        return worker
+
+    def _open(self, candidate: Candidate, worker: WorkerProcess) -> WorkerProcess:
         self._opened[candidate.name] = worker.ask(
             "open", self.plan.timeout, factory=candidate.factory, arguments=candidate.arguments
         )
+        worker.pause()
         return worker
 
     def _lose(self, name: str, failure: CandidateFailedError, *, fatal: bool = False) -> str:

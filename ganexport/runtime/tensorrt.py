@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
@@ -105,6 +106,25 @@ def preflight(path: Path, requires: Mapping[str, str], gpu: _cuda.Gpu | str, hav
     return flavour
 
 
+def unsupported(trt: Any, gpu: _cuda.Gpu) -> str | None:
+    """Why a TensorRT cannot run engines on a GPU; None when it can, as far as it says itself.
+
+    TensorRT-RTX lists the compute capabilities that it has code for, and runs on newer ones too; Hopper (9.0) is not
+    among those of 1.7, though its engines can be built there.
+    """
+    names = [name[2:] for name in dir(getattr(trt, "ComputeCapability", None)) if re.fullmatch(r"SM\d+", name)]
+    known = sorted((int(name[:-1]), int(name[-1])) for name in names)
+    major, _, minor = gpu.capability.partition(".")
+    here = (int(major), int(minor or 0))
+    if not known or here in known or here > known[-1]:
+        return None
+    listed = ", ".join(f"{a}.{b}" for a, b in known)
+    return (
+        f"{trt.__name__} {trt.__version__} has no code for compute capability {gpu.capability} ({gpu.name}), only for "
+        f"{listed} and newer; install tensorrt-cu13, or use the ONNX file"
+    )
+
+
 def _flavour(requires: Mapping[str, str], have: Mapping[str, str]) -> str:
     """The one that built the engine; where the manifest does not say, the one that is here."""
     return requires.get("flavour") or next(iter(have), "tensorrt")
@@ -164,7 +184,10 @@ class TensorRtRunner(Runner):
         """Why engines cannot run here; None when they can."""
         if not installed():
             return "tensorrt: not installed (pip install 'ganexport[gpu]', or 'ganexport[rtx]' for TensorRT-RTX)"
-        return _cuda.unavailable()
+        if reason := _cuda.unavailable():
+            return reason
+        # Whatever TensorRT there is besides RTX has code for every GPU that its driver still supports.
+        return None if "tensorrt" in installed() else unsupported(_import("tensorrt_rtx"), _cuda.gpu(0))
 
     @classmethod
     def _open(
@@ -178,6 +201,8 @@ class TensorRtRunner(Runner):
         """Deserialise an engine."""
         trt = _import(_flavour(requires, installed()))
         owner = _cuda.Device(device_index(device) or 0)
+        if reason := unsupported(trt, _cuda.gpu(owner.index)):
+            raise BackendUnavailableError(f"{path}: this engine cannot run here: {reason}")
         engine, owners = _deserialise(trt, path)
         inputs, outputs = _signature(trt, engine)
         check_signature(spec, inputs, outputs, path)

@@ -218,7 +218,7 @@ class TrainingStep:
             noise = torch.rand_like(real, dtype=torch.float32).to(real.dtype)  # the same numbers in every precision
             other = real + options.strength * real.std() * noise
         if epsilon is None:
-            return interpolate(real.contiguous(), other.contiguous(), self.rng_state)
+            return interpolate(real, other, self.rng_state)
         weight = epsilon.view(-1, *[1] * (real.ndim - 1))  # [N, 1, 1, 1]
         return other + weight * (real - other)
 

@@ -21,9 +21,11 @@ GRADIENT_TOLERANCE = {"float32": 1e-6, "float16": 6e-4, "bfloat16": 4.5e-3}
 PENALTY_TOLERANCE = 1e-6  # fp32 sums of non-negative terms, in a tree
 
 
-def machine(seed: int = 0, *, cluster: int = 4, threads: int = 64, window: int = 3, sms: int = 4) -> Machine:
+def machine(
+    seed: int = 0, *, cluster: int = 4, threads: int = 64, window: int = 3, sms: int = 4, l2: int = 1 << 16
+) -> Machine:
     return Machine(
-        l2_bytes=1 << 16, multiprocessors=sms, max_cluster=cluster, threads_limit=threads, window=window, seed=seed
+        l2_bytes=l2, multiprocessors=sms, max_cluster=cluster, threads_limit=threads, window=window, seed=seed
     )
 
 
@@ -242,7 +244,7 @@ def test_the_h200s_own_plans():
         assert chosen["lag"] * 64 * 1024 <= 40 << 20, "first and second read must both find g in L2"
 
 
-@pytest.mark.parametrize("elements", [16_384, 25_000])
+@pytest.mark.parametrize("elements", [25_000, 40_000])
 def test_full_blocks_of_512_threads_in_clusters(elements):
     values = sample_values(1, elements, "float32", 5)
     gpu = Machine(l2_bytes=1 << 20, multiprocessors=2, max_cluster=4, threads_limit=512, window=2, seed=5)
@@ -286,7 +288,9 @@ def test_the_emulation_notices_mistakes(mistake, monkeypatch, tmp_path):
         for seed in range(4):
             for elements, cluster in ((100, 1), (8192, 8), (30_000, 1)):
                 values = sample_values(4, elements, "float32", seed)
-                result = emulated.penalty(values, "float32", machine(seed, cluster=cluster, window=2), weight=10.0)
+                # An L2 that leaves a chunk's second read only one chunk behind the sample's last first read.
+                gpu = machine(seed, cluster=cluster, window=2, sms=2, l2=3 * 16 * 8192)
+                result = emulated.penalty(values, "float32", gpu, weight=10.0)
                 check(result, values, "float32", "two-sided", 10.0, 1.0)
             state = np.array([1, 2], np.int64)
             emulated.interpolate(values, values, "float32", machine(seed), state)

@@ -49,6 +49,18 @@ def alive(pid: int) -> bool:
     return True
 
 
+def test_candidates_that_open_side_by_side_are_measured_as_others_are():
+    slower = msgspec.structs.replace(candidate("constant", milliseconds=2.0), name="slower")
+    candidates = [candidate("constant"), candidate("missing"), slower]
+    with Conductor(candidates, msgspec.structs.replace(QUICK, opening=3)) as conductor:
+        conductor.open()
+        conductor.measure([("offline", {"batch": 1})])
+    rows = {row.candidate["name"]: row for row in conductor.rows}
+    assert rows["constant"].series
+    assert rows["slower"].series
+    assert rows["missing"].unavailable
+
+
 def test_known_times_are_measured_and_carry_their_conditions():
     two, four = measure(candidate("constant"), candidate("four", "constant", milliseconds=4.0)).rows
     assert stats.percentile(samples(two), 50) == pytest.approx(2e6, rel=0.15)

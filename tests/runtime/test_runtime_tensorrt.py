@@ -18,7 +18,7 @@ from ganexport.cli.main import run
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
 from ganexport.runtime import _cuda, tensorrt
 from ganexport.runtime._cuda import Gpu
-from ganexport.runtime.tensorrt import TensorRtRunner, preflight
+from ganexport.runtime.tensorrt import TensorRtRunner, preflight, unsupported
 from ganexport.spec import Dim
 
 H200 = Gpu(0, "NVIDIA H200", "9.0")
@@ -60,6 +60,33 @@ def test_what_does_not_fit_is_named_on_both_sides_with_the_command(tmp_path, req
     for side in both_sides:
         assert side in str(refusal.value)
     assert f"ganexport convert {path.parent} --to trt -o {path.parent}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1", "13.0"])
+def test_gpus_that_tensorrt_rtx_has_code_for(capability):
+    assert unsupported(pytest.importorskip("tensorrt_rtx"), Gpu(0, "GPU", capability)) is None
+
+
+@pytest.mark.parametrize("capability", ["7.0", "9.0", "10.0"])
+def test_a_gpu_that_tensorrt_rtx_has_no_code_for_is_named(capability):
+    reason = unsupported(pytest.importorskip("tensorrt_rtx"), Gpu(0, "NVIDIA H200", capability))
+    assert f"no code for compute capability {capability} (NVIDIA H200), only for 7.5, 8.0" in reason
+    assert unsupported(SimpleNamespace(__name__="tensorrt"), Gpu(0, "NVIDIA H200", capability)) is None
+
+
+def test_on_such_a_gpu_another_backend_is_chosen_and_the_engine_refused(monkeypatch, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    gpu = Gpu(0, "NVIDIA H200", "9.0")
+    monkeypatch.setattr(_cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(_cuda, "gpu", lambda index: gpu)
+    monkeypatch.setattr(tensorrt, "gpu_or_reason", lambda index: gpu)
+    monkeypatch.setattr(_cuda, "Device", lambda index: SimpleNamespace(index=index))
+    assert "no code for compute capability 9.0" in TensorRtRunner.unavailable()
+    path = tmp_path / "generator.engine"
+    path.write_bytes(b"never read")
+    with pytest.raises(BackendUnavailableError, match="cannot run here: tensorrt_rtx .* has no code for") as refusal:
+        TensorRtRunner.open(path, tiny_generators.image_spec(), requires={"flavour": "tensorrt_rtx"})
+    assert "\n" not in str(refusal.value)
 
 
 def test_an_engine_of_another_version_is_refused_before_its_bytes_are_read(tmp_path):
