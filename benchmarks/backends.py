@@ -22,13 +22,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._models import MODELS as FACTORIES
 from benchmarks._rows import Deadline, Results, say
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Model → batches, in order of value.
 MODELS: dict[str, tuple[int, ...]] = {
-    "dcgan-64": (1, 64, 256),
+    "dcgan-64": (1, 64),
     "resnet-64": (1, 64),
     "stylegan2-256": (1, 16),
     "rrdbnet": (1,),
@@ -47,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     if options.convert:
         return _convert(*options.convert)
+    if options.warm:
+        return _warm(options.warm)
     deadline = Deadline(options.deadline)
     models = {"tiny": (1, 4)} if options.cpu else {name: MODELS[name] for name in options.models.split(",")}
     results = Results(options.output, f"Inference backends: {', '.join(models)}", list(_plan(models, options.cpu)))
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     _interrupt_at(deadline.left - 2)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            artifacts = _convert_all(list(models), Path(folder), options.cpu, results)
+            artifacts = _convert_all(list(models), options.artifacts or Path(folder), options.cpu, results)
             peaks = _peaks(results, options.cpu)
             for model, batches in models.items():
                 say(f"  {model}, {deadline.left:.0f} s left")
@@ -115,6 +116,8 @@ def _convert_all(models: Sequence[str], folder: Path, cpu: bool, results: Result
                     time.sleep(0.1)
                 kinds = ["onnx"] if cpu else CONVERSIONS[precision]
                 target = folder / f"{model}-{precision}"
+                if (target / "manifest.json").is_file():
+                    kinds = []
                 command = [sys.executable, "-m", "benchmarks.backends", "--output", "-", "--convert", model, precision]
                 process = subprocess.Popen(
                     [*command, str(target), *kinds], cwd=ROOT, text=True, start_new_session=True,
@@ -138,6 +141,7 @@ def _convert_all(models: Sequence[str], folder: Path, cpu: bool, results: Result
 
 def _convert(model: str, precision: str, target: str, *kinds: str) -> int:
     """Convert one model, in this process; engines from its ONNX file, so that one that fails costs the file nothing."""
+    from benchmarks._models import MODELS as FACTORIES  # noqa: N811
     from ganexport.errors import GanExportError
     from ganexport.export.convert import convert
 
@@ -151,6 +155,22 @@ def _convert(model: str, precision: str, target: str, *kinds: str) -> int:
     return 0
 
 
+def _warm(models: str) -> int:
+    """Let torch.compile tune itself for some models; what it finds stays in its cache on disk."""
+    from ganexport.measure.feeds import draw
+
+    for model in models.split(","):
+        for mode, precisions in TORCH.items():
+            for precision in precisions if mode != "eager" else ():
+                with open_torch(model, mode, "cuda", precision) as runner:
+                    for batch in MODELS[model]:
+                        begin = time.monotonic()
+                        for _ in range(2):
+                            runner.run(draw(runner.spec, {"batch": batch}))
+                        say(f"  {model} {mode} {precision}, batch {batch}: {time.monotonic() - begin:.0f} s")
+    return 0
+
+
 # ---- measuring -----------------------------------------------------------------------------------
 
 
@@ -158,6 +178,7 @@ def open_torch(model: str, mode: str, device: str, precision: str) -> Any:
     """A model of :mod:`benchmarks._models` under torch, as a runner."""
     import torch
 
+    from benchmarks._models import MODELS as FACTORIES  # noqa: N811
     from ganexport.bench.factories import module_runner
 
     module, spec = FACTORIES[model]()
@@ -293,6 +314,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--deadline", type=float, default=500.0, help="seconds")
     parser.add_argument("--models", default=",".join(MODELS), help="of these, in this order")
     parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU, to test this script")
+    parser.add_argument("--artifacts", type=Path, help="folder of the conversions, kept and used again")
+    parser.add_argument("--warm", help="only let torch.compile tune itself for these models, into its cache on disk")
     parser.add_argument("--convert", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -7,7 +7,7 @@ BatchNorm and ReLU between, Tanh at the end. Discriminator: its mirror image wit
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 import torch
@@ -62,9 +62,9 @@ class FirstMap(nn.ConvTranspose2d):
         assert output_size is None
         channels, height, width = self.weight.shape[1:]
         if self.weight.is_contiguous():
-            return (z @ self.weight.flatten(1)).unflatten(1, (channels, height, width))
+            return (z @ self.weight.flatten(1)).view(-1, channels, height, width)
         rows = self.weight.permute(0, 2, 3, 1).flatten(1)  # [latent, 4 · 4 · C]
-        return (z @ rows).unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+        return (z @ rows).view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Generator(nn.Module):
@@ -108,8 +108,8 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images."""
-        weight = self.score.weight.flatten(1)  # [1, C · 4 · 4]
-        logits: Tensor = F.linear(self.layers(images).flatten(1), weight, self.score.bias).flatten()  # [N]
+        weight, bias = cast(Tensor, self.score.weight), cast(Tensor, self.score.bias)
+        logits: Tensor = F.linear(self.layers(images).flatten(1), weight.flatten(1), bias).flatten()  # [N]
         return logits
 
 

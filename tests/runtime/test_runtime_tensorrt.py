@@ -84,7 +84,7 @@ def test_on_such_a_gpu_another_backend_is_chosen_and_the_engine_refused(monkeypa
     assert "no code for compute capability 9.0" in TensorRtRunner.unavailable()
     path = tmp_path / "generator.engine"
     path.write_bytes(b"never read")
-    with pytest.raises(BackendUnavailableError, match="cannot run here: tensorrt_rtx .* has no code for") as refusal:
+    with pytest.raises(BackendUnavailableError, match="cannot run here: tensorrt_rtx") as refusal:
         TensorRtRunner.open(path, tiny_generators.image_spec(), requires={"flavour": "tensorrt_rtx"})
     assert "\n" not in str(refusal.value)
 
