@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._rows import Deadline, Results, say
+from benchmarks._rows import NOT_RUN, Deadline, Results, say
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Model → batches, in order of value.
@@ -141,7 +141,7 @@ def _convert_all(models: Sequence[str], folder: Path, cpu: bool, results: Result
 
 def _convert(model: str, precision: str, target: str, *kinds: str) -> int:
     """Convert one model, in this process; engines from its ONNX file, so that one that fails costs the file nothing."""
-    from benchmarks._models import MODELS as FACTORIES  # noqa: N811
+    from benchmarks._models import MODELS as FACTORIES
     from ganexport.errors import GanExportError
     from ganexport.export.convert import convert
 
@@ -178,7 +178,7 @@ def open_torch(model: str, mode: str, device: str, precision: str) -> Any:
     """A model of :mod:`benchmarks._models` under torch, as a runner."""
     import torch
 
-    from benchmarks._models import MODELS as FACTORIES  # noqa: N811
+    from benchmarks._models import MODELS as FACTORIES
     from ganexport.bench.factories import module_runner
 
     module, spec = FACTORIES[model]()
@@ -234,6 +234,7 @@ def _one(
     from ganexport.measure.conductor import Conductor
     from ganexport.measure.plan import Plan
     from ganexport.measurement import Measurement
+    from ganexport.runtime import BACKENDS
 
     file = onnx_file_of(artifacts)
     costs = {"": roofline.count(file, None, {})} if file is not None else {}
@@ -252,9 +253,9 @@ def _one(
 
     plan = Plan(
         rounds=2 if cpu else ROUNDS,
-        turn_seconds=0.1 if cpu else 0.15,
+        turn_seconds=0.1,
         min_warm_seconds=0.1,
-        max_warm_seconds=0.5 if cpu else 1.5,
+        max_warm_seconds=0.5 if cpu else 0.8,
         parity_batches=batches[:2],
         opening=1 if cpu else 8,
         max_iterations=400,
@@ -268,6 +269,10 @@ def _one(
     with Conductor(_candidates(model, artifacts, cpu), plan, progress, put) as conductor:
         conductor.open()
         conductor.measure([("offline", {"batch": batch}) for batch in batches])
+    for row in results.rows:
+        backend = row["candidate"]["name"].partition(" ")[0]
+        if row["conditions"]["model"] == model and row.get("unavailable") == NOT_RUN and backend in FILES:
+            row["unavailable"] = BACKENDS.load(backend).RUNNER.unavailable() or NOT_RUN
     for note in conductor.notes:
         results.note(f"{model}: {note}")
     for row in results.rows:

@@ -381,7 +381,8 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = options.only.split("|") if options.only else [""]
     rows = [s for s in settings(options.cpu) if any(text in s.name for text in wanted)]
     planned = [({"name": s.name, **asdict(s)}, {"scenario": "train-step", "sizes": {"batch": s.batch}}) for s in rows]
-    results = Results(options.output, "Training step", planned)
+    results = Results(options.output, "Training step", planned[: options.most])
+    rows = rows[: options.most]
     for first in range(0, len(rows), options.wave):
         if deadline.left < (5 if options.cpu else 30):
             break
@@ -500,6 +501,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for compiling, and for measuring a row")
     parser.add_argument("--only", default="", help="rows whose name holds this text, or one of several between |")
     parser.add_argument("--after", type=Path, help="measure nothing before this file is there")
+    parser.add_argument("--most", type=int, help="rows at most")
     parser.add_argument("--wave", type=int, default=22, help="rows that compile side by side")
     parser.add_argument("--seconds", type=float, default=None, help="sampling time of a row")
     parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU, to test this script")
