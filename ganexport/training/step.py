@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ganexport.errors import RecipeError
 from ganexport.kernels.gradient_penalty import interpolate, make_rng_state
+from ganexport.objectives.regularizers._convolution import teach_compiler
 from ganexport.objectives.regularizers._options import scores_and_gradient
 from ganexport.training import precision as precisions
 
@@ -317,6 +318,7 @@ def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     method = types.MethodType(copy, function.__self__)  # type: ignore[attr-defined]
     if mode == "aot_eager":
         return torch.compile(method, fullgraph=True, dynamic=False, backend="aot_eager")
+    teach_compiler()
     return torch.compile(method, fullgraph=True, dynamic=False, mode=mode)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ganexport.errors import RecipeError
+from ganexport.objectives.regularizers._convolution import GroupedConvolutions
 from ganexport.objectives.regularizers._piecewise import PiecewiseLinear
 
 Critic = Callable[[Tensor], Tensor]
@@ -51,7 +52,7 @@ def scores_and_gradient(critic: Critic, images: Tensor, scale: float = 1.0) -> t
     """As :func:`input_gradient`, and the scores [N] of the same pass in float32, differentiable too."""
 
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
-        with PiecewiseLinear():
+        with PiecewiseLinear(), GroupedConvolutions():
             scores = _full(critic(x))  # [N]
         return scores.sum() * scale, scores
 
