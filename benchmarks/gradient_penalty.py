@@ -262,6 +262,13 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table(report: Any) -> str:
+    """The same of a read report (:class:`ganexport.measurement.Report`)."""
+    import msgspec
+
+    return render(msgspec.to_builtins(report))
+
+
 def _microseconds(row: dict[str, Any]) -> float | None:
     return median(row["series"][0]["samples"]) / 1e3 if row.get("series") else None
 

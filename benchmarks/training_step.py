@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks._rows import Deadline, Results, say
+from benchmarks._rows import Deadline, Results, median, say
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -484,11 +484,40 @@ def _reason(line: str) -> str:
     )
 
 
+def table(report: Any) -> str:
+    """A read report (:class:`ganexport.measurement.Report`) in Markdown: rates, and what the GPU had to do."""
+    lines = [
+        "| model, batch | how | images/s | × eager fp32 | GPU busy | kernels a step | peak memory, GB |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    base: dict[tuple[str, int], float] = {}
+    for row in report.measurements:
+        if not row.series:
+            continue
+        about, facts = row.candidate, row.facts
+        key = about["model"], about["batch"]
+        taken = {s.name: median(list(s.samples)) for s in row.series}
+        fastest = min(taken["end_to_end"], taken["pipelined"])
+        rate = row.series[0].items / fastest * 1e9
+        how = about["name"].partition(": ")[2]
+        if how == "eager fp32":
+            base[key] = rate
+        cells = [f"{key[0]}, {key[1]}", how, f"{rate:,.0f}", f"{rate / base[key]:.2f}" if key in base else "–"]
+        cells += [_share(facts.get("gpu_busy_ns"), fastest), str(facts.get("gpu_kernels", "–"))]
+        cells += [f"{facts['peak_device_bytes'] / 1e9:.2f}" if "peak_device_bytes" in facts else "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    missing = sum(not row.series for row in report.measurements)
+    lines += ["", f"{missing} planned rows were not measured; the result says why."] if missing else []
+    return "\n".join(lines) + "\n"
+
+
+def _share(busy: float | None, whole: float) -> str:
+    return "–" if busy is None else f"{min(1.0, busy / whole):.0%}"
+
+
 def _outcome(row: dict[str, Any]) -> str:
     if row.get("unavailable"):
         return str(row["unavailable"])
-    from benchmarks._rows import median
-
     series = {s["name"]: s for s in row["series"]}
     fastest = min(median(series[name]["samples"]) for name in ("end_to_end", "pipelined"))
     return f"{series['end_to_end']['items'] / fastest * 1e9:,.0f} images/s"
