@@ -31,7 +31,7 @@ Signals: TERM and INT drain and stop; HUP looks for a newer artifact now; USR2 r
 @click.option(
     "--max-pending",
     type=click.IntRange(1),
-    help="Samples beyond which: 429  [default: streams + 1 batches a replica]",
+    help="Samples beyond which: 429  [default: a batch a stream, and one or a half more]",
 )
 @click.option("--timeout", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Seconds a request.")
 @click.option("--drain", type=click.FloatRange(1, 3600), default=30.0, show_default=True, help="Seconds after TERM.")

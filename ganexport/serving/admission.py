@@ -28,8 +28,7 @@ class Admission:
     """Counts pending samples; a request beyond the limit is refused at once instead of queued.
 
     Args:
-        limit: Most samples pending. A batch on each stream and one that gathers keep a
-            replica busy; more would only add waiting.
+        limit: Most samples pending; see :func:`ganexport.serving.server.useful_pending`.
         metrics: Told of every change.
     """
 

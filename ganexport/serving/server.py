@@ -19,6 +19,17 @@ from ganexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, GanExportError, 
 from ganexport.serving.engine import EngineSettings
 
 
+def useful_pending(options: ServerOptions) -> int:
+    """Samples that keep every replica busy: its streams' batches, and what gathers until one of them ends.
+
+    One stream is empty until the next batch is there, so a whole one gathers. Of several, one ends while the others
+    run, and half a batch that gathers is enough: more would only wait.
+    """
+    engine = options.engine
+    gathering = engine.max_batch if engine.streams == 1 else -(-engine.max_batch // 2)
+    return options.replicas * (engine.streams * engine.max_batch + gathering)
+
+
 class ServerOptions(msgspec.Struct, frozen=True):
     """How to serve.
 
@@ -118,7 +129,7 @@ class _Server:
         self.artifact, self.options, self.listener = artifact, options, listener
         self.log, self.metrics = Log(), Metrics()
         self.store = VersionStore(state, lambda path: check_apart(path, options.engine))
-        pending = options.max_pending or options.replicas * (options.engine.streams + 1) * options.engine.max_batch
+        pending = options.max_pending or useful_pending(options)
         self.admission = Admission(pending, self.metrics)
         self.stop = asyncio.Event()
         self.exit_code = 0
