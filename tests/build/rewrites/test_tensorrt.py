@@ -58,8 +58,8 @@ def test_rewritten_generators_parse_and_build(name: str, tmp_path: Path, monkeyp
         if content in seen:
             continue
         seen.add(content)
-        if target is None:
-            assert passes, "nothing was rewritten"
+        if target is None:  # R3GAN has no transposed convolution, no normalisation and no 1x1 map: nothing to do
+            assert passes or load_recipe(name).architecture.name == "r3gan", "nothing was rewritten"
         for precision in ("fp32", "fp16"):
             made = rewritten if precision == "fp32" else low_precision(rewritten, precision)
             path = tmp_path / "rewritten.onnx"
