@@ -13,6 +13,8 @@ from ganexport.spec import GeneratorSpec, TensorSpec
 
 #: Values worked on at a time: what stays in the processor's cache, and too little to ask the system for new memory.
 _PIECE = 1 << 14
+#: Channels up to which one after the other is faster.
+_FEW_CHANNELS = 8
 _ZERO, _FULL = np.float32(0.0), np.float32(255.0)
 
 
@@ -67,8 +69,19 @@ def to_uint8(array: Array, tensor: TensorSpec) -> Array:
         pictures = target = np.empty(array.shape, np.uint8)
         rows = 1
     for piece in _pieces(array.shape, rows):
-        np.copyto(target[piece], _scaled(array[piece], tensor), casting="unsafe")
+        _interleave(target[piece], _scaled(array[piece], tensor), tensor.layout)
     return pictures
+
+
+def _interleave(target: Array, source: Array, layout: str | None) -> None:
+    """Copy values from 0 to 255 into bytes; NCHW channel by channel, which numpy does several times as fast."""
+    channels = source.shape[1]
+    if layout != "NCHW" or not 1 < channels <= _FEW_CHANNELS:
+        np.copyto(target, source, casting="unsafe")
+        return
+    whole = source if source.dtype == np.uint8 else source.astype(np.uint8)
+    for channel in range(channels):
+        target[:, channel] = whole[:, channel]
 
 
 def _pieces(shape: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
@@ -108,4 +121,6 @@ def _to_nhwc(array: Array, layout: str | None) -> Array:
     batch, channels, height, width = array.shape
     if channels == 1:
         return array.reshape(batch, height, width, 1)
-    return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    pictures = np.empty((batch, height, width, channels), array.dtype)
+    _interleave(pictures.transpose(0, 3, 1, 2), array, layout)
+    return pictures
