@@ -176,30 +176,28 @@ def _warm(models: str) -> int:
 
 def open_torch(model: str, mode: str, device: str, precision: str) -> Any:
     """A model of :mod:`benchmarks._models` under torch, as a runner."""
-    import torch
-
     from benchmarks._models import MODELS as FACTORIES
     from ganexport.bench.factories import module_runner
 
     module, spec = FACTORIES[model]()
-    if precision != "fp16":
-        return module_runner(module, spec, mode=mode, device=device, precision=precision)
-    return module_runner(Half(module.half().to(memory_format=torch.channels_last)), spec, mode=mode, device=device)
+    if precision == "fp16":
+        module, precision = _half(module), "fp32"  # in itself: no autocast around it
+    return module_runner(module, spec, mode=mode, device=device, precision=precision)
 
 
-def Half(module: Any) -> Any:  # noqa: N802 - a class that is made when torch is there
-    """float32 in and out around a module in float16, as exported files are."""
+def _half(module: Any) -> Any:
+    """The module in float16 and channels_last, float32 in and out as exported files are."""
     import torch
 
-    class Wrapped(torch.nn.Module):
+    class Half(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.module = module
+            self.module = module.half().to(memory_format=torch.channels_last)
 
         def forward(self, *inputs: Any) -> Any:
             return self.module(*(x.half() for x in inputs)).float()
 
-    return Wrapped().eval()
+    return Half()
 
 
 def _candidates(model: str, artifacts: Sequence[str], cpu: bool) -> list[Any]:

@@ -427,8 +427,6 @@ def _wave(
             late = "not run: the deadline came first" if deadline.left < 6 else f"not ready in {options.limit:.0f} s"
             give_up(index, worker.reason() if ended else late)
         say(f"  {len(workers)} of {len(rows)} are ready after {time.monotonic() - begin:.0f} s")
-        while options.after and not options.after.exists() and deadline.left > 3:
-            time.sleep(0.1)
         for index in list(workers):
             if deadline.left < 3:
                 return  # they stand as not run
@@ -529,7 +527,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--deadline", type=float, default=500.0, help="seconds for everything")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for compiling, and for measuring a row")
     parser.add_argument("--only", default="", help="rows whose name holds this text, or one of several between |")
-    parser.add_argument("--after", type=Path, help="measure nothing before this file is there")
     parser.add_argument("--most", type=int, help="rows at most")
     parser.add_argument("--wave", type=int, default=22, help="rows that compile side by side")
     parser.add_argument("--seconds", type=float, default=None, help="sampling time of a row")

@@ -53,8 +53,8 @@ def _sizes(options: Options) -> list[int]:
 class FirstMap(nn.ConvTranspose2d):
     """z [N, latent] to the first map [N, C, 4, 4], as the paper's transposed convolution of a 1x1 map does.
 
-    Computed as the product that it is: faster, and without a 1x1 map, whose memory format nobody can tell (under
-    ``torch.compile`` on CUDA, channels_last, the compiler's guess was wrong in torch 2.11).
+    Computed as the product that it is, without a 1x1 map, whose memory format nobody can tell: with such maps the
+    compiled step failed on CUDA in channels_last (torch 2.11).
     """
 
     def forward(self, z: Tensor, output_size: list[int] | None = None) -> Tensor:

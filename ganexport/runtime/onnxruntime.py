@@ -249,20 +249,17 @@ def _cuda_options(settings: Mapping[str, Any], cuda: int) -> dict[str, Any]:
 
 
 @functools.cache
-def preload_cuda(version: str | None = None) -> tuple[str, ...]:
+def preload_cuda() -> tuple[str, ...]:
     """Load the CUDA libraries of pip's ``nvidia-*`` packages, which ONNX Runtime needs and the loader cannot find.
 
     ``onnxruntime.preload_dlls`` looks beside its own package only; these may lie in another folder of ``sys.path``.
-
-    Args:
-        version: CUDA that ONNX Runtime was built for; its own word when None.
 
     Returns:
         Names of what was loaded; libraries that are nowhere among the packages are left to the system's loader.
     """
     import onnxruntime
 
-    major = str(version or getattr(onnxruntime, "cuda_version", "") or "").partition(".")[0]
+    major = str(getattr(onnxruntime, "cuda_version", "") or "").partition(".")[0]
     spec = importlib.util.find_spec("nvidia")
     folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
     loaded = []

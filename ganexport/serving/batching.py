@@ -21,9 +21,6 @@ Array = NDArray[Any]
 Arrays = dict[str, Array]
 Run = Callable[[Hashable, Arrays, int], Awaitable[Arrays]]
 
-#: Two batches that began within this share of a batch's time are in step.
-IN_STEP = 0.25
-
 
 class _Item:
     """One request: its rows, how many are taken, and what came back."""
@@ -64,8 +61,6 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self._free = asyncio.Semaphore(streams)
         self._running: set[asyncio.Task[None]] = set()
-        self._began = 0.0  # when the last batch began
-        self._typical = 0.0  # seconds of a full batch
 
     async def submit(self, key: Hashable, feeds: Arrays, rows: int) -> tuple[Arrays, list[tuple[int, float]]]:
         """Outputs of these rows, and (rows, seconds) of each batch that carried them.
@@ -97,7 +92,6 @@ class Batcher:
             if not batch:
                 self._free.release()
                 continue
-            self._began = time.monotonic()
             running = asyncio.create_task(self._execute(batch))
             self._running.add(running)
             running.add_done_callback(self._ended)
@@ -129,7 +123,7 @@ class Batcher:
         if not self._queue:
             return []
         key = self._queue[0].key
-        room, batch = self._room(key), []
+        room, batch = self._max_rows(key), []
         for item in self._queue:
             if item.key == key and room > 0:
                 begin, item.taken = item.taken, min(item.rows, item.taken + room)
@@ -137,16 +131,6 @@ class Batcher:
                 batch.append((item, begin, item.taken))
         self._queue = deque(item for item in self._queue if item.taken < item.rows)
         return batch
-
-    def _room(self, key: Hashable) -> int:
-        """Rows of the next batch: half of a full one where it would run in step with another.
-
-        Batches that begin together end together, and whoever waits then waits for a whole one; out of step, with two
-        streams, for half of one. Once out of step they stay so as long as full batches follow.
-        """
-        room = self._max_rows(key)
-        in_step = self._running and time.monotonic() - self._began < IN_STEP * self._typical
-        return max(1, room // 2) if in_step and self.waiting >= 2 * room else room
 
     def _forget_cancelled(self) -> None:
         if any(item.done.done() for item in self._queue):
@@ -164,8 +148,6 @@ class Batcher:
                     item.done.set_exception(error)
             return
         seconds = time.perf_counter() - began
-        if rows == self._max_rows(key):
-            self._typical = seconds if not self._typical else 0.8 * self._typical + 0.2 * seconds
         offset = 0
         axes = self._output_axes(key)
         for item, begin, end in batch:

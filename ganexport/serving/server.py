@@ -40,8 +40,7 @@ class ServerOptions(msgspec.Struct, frozen=True):
         replicas: Processes that generate.
         address: Of a running Ray cluster; None starts Ray on this machine.
         max_count: Most samples in a request.
-        max_pending: Most samples admitted at a time; None for a batch on each stream and one that
-            gathers, a replica.
+        max_pending: Most samples admitted at a time; None for :func:`useful_pending`.
         timeout: Seconds for a request, waiting included.
         drain: Seconds for the requests under way after SIGTERM.
         drain_delay: Seconds from SIGTERM during which the port stays open and /readyz says 503, so that

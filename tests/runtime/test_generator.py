@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -548,3 +549,16 @@ def test_the_spec_survives_the_manifest(artifact):
         assert generator.spec == tiny_generators.image_spec()
         assert "tiny" in repr(generator)
         assert msgspec.to_builtins(generator.spec)["dims"][0]["opt"] == 8
+
+
+def test_onnxruntime_for_cuda_finds_the_libraries_of_pips_packages():
+    if importlib.util.find_spec("nvidia.cu13") is None:
+        pytest.skip("pip's CUDA libraries are not installed")
+    script = (
+        "import sys, onnxruntime; onnxruntime.cuda_version = '13.0'\n"
+        "from ganexport.runtime.onnxruntime import preload_cuda\n"
+        "found = preload_cuda(); assert 'torch' not in sys.modules\n"
+        "mapped = open('/proc/self/maps').read(); assert all(name in mapped for name in found); print(*found)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert {"libcudart.so.13", "libcublas.so.13", "libcudnn.so.9"} <= set(done.stdout.split()), done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Hashable
 
 import numpy as np
@@ -88,39 +87,6 @@ def test_an_engine_gives_the_same_samples_on_any_number_of_streams(tmp_path) -> 
     alone, shared = asyncio.run(ask(1)), asyncio.run(ask(3))
     assert alone == shared
     assert all(alone)
-
-
-def test_batches_of_two_streams_get_out_of_step_under_a_backlog() -> None:
-    began: list[float] = []
-    sizes: list[int] = []
-
-    async def run(_key: Hashable, feeds: Arrays, count: int) -> Arrays:
-        began.append(time.monotonic())
-        sizes.append(count)
-        await asyncio.sleep(0.05 * count)
-        return {"image": feeds["z"]}
-
-    async def ask() -> Array:
-        both = Batcher(run, lambda _: {"z": 0}, lambda _: {"image": 0}, lambda _: 4, 0.01, streams=2)
-        outputs, _ = await both.submit("key", rows(46), 46)
-        return outputs["image"]
-
-    np.testing.assert_array_equal(asyncio.run(ask()), rows(46)["z"])
-    assert sizes[:4] == [4, 4, 4, 2], "the first two begin together, and so do the next, one of them half"
-    assert set(sizes[4:-1]) == {4}
-    gaps = np.diff(began[4:])
-    assert gaps.min() > 0.04, f"in step again: {gaps}"
-
-
-def test_without_a_backlog_batches_stay_whole() -> None:
-    async def ask() -> list[int]:
-        runs = _Runs()
-        both = batcher(runs, 2)
-        await both.submit("key", rows(8), 8)
-        await both.submit("key", rows(8), 8)
-        return runs.sizes
-
-    assert asyncio.run(ask()) == [4, 4, 4, 4]
 
 
 @pytest.mark.parametrize(("streams", "replicas", "pending"), [(1, 1, 32), (2, 1, 40), (3, 2, 112)])

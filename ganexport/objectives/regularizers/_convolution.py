@@ -3,15 +3,16 @@
 A penalty's gradient with respect to a convolution's weights is, for the part that goes through the input gradient
 dx = conv_backward(dy, w), once more a weight gradient: that of a convolution with the penalty's gradient of dx in the
 place of x. torch's own formula (``_convolution_double_backward``) computes it as a convolution with batch and channels
-exchanged instead, and a grouped one group by group: R3GAN's critic step for 64 pixels became 1,381 convolutions and
-2,640 slices where 36 weight gradients do, which no compiler finishes in reasonable time. Known from StyleGAN2-ADA's
-conv2d_gradfix, which is for eager CUDA only; here the operators can be captured by ``torch.compile`` and are
-differentiable under ``torch.func.grad``.
+exchanged instead, and a grouped one group by group: the backward of R3GAN's critic step for 64 pixels became 1,381
+convolutions and 2,640 slices, 4,574 nodes where 570 do, and compiling it had not ended after 400 seconds. Known from
+StyleGAN2-ADA's conv2d_gradfix, which is for eager CUDA only; here the operators can be captured by
+``torch.compile`` and are differentiable under ``torch.func.grad``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
 from torch.autograd.function import _SingleLevelFunction
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
-from torch.overrides import TorchFunctionMode
+
+from ganexport.objectives.regularizers._replacing import Replacing
 
 _aten = torch.ops.aten
 _SETTINGS = "int[] stride, int[] padding, int[] dilation, int groups"
@@ -45,7 +47,7 @@ def _convolution(
     return cast(Tensor, _aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups))
 
 
-def _input_gradient(
+def _gradient(
     upstream: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -53,29 +55,20 @@ def _input_gradient(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    *,
+    wanted: int,
 ) -> Tensor:
+    """With respect to x (0) or the weight (1)."""
     settings = (stride, padding, dilation, False, [0, 0], groups)
-    return cast(Tensor, _aten.convolution_backward(upstream, x, weight, None, *settings, [True, False, False])[0])
-
-
-def _weight_gradient(
-    upstream: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    settings = (stride, padding, dilation, False, [0, 0], groups)
-    return cast(Tensor, _aten.convolution_backward(upstream, x, weight, None, *settings, [False, True, False])[1])
+    mask = [wanted == 0, wanted == 1, False]
+    return cast(Tensor, _aten.convolution_backward(upstream, x, weight, None, *settings, mask)[wanted])
 
 
 #: Operators and what they are made of; a compiler replaces them by it.
-PLAIN = {
+PLAIN: dict[Any, Callable[..., Tensor]] = {
     torch.ops.ganexport.convolution.default: _convolution,
-    torch.ops.ganexport.convolution_input_gradient.default: _input_gradient,
-    torch.ops.ganexport.convolution_weight_gradient.default: _weight_gradient,
+    torch.ops.ganexport.convolution_input_gradient.default: functools.partial(_gradient, wanted=0),
+    torch.ops.ganexport.convolution_weight_gradient.default: functools.partial(_gradient, wanted=1),
 }
 for _operator, _function in PLAIN.items():
     torch.library.impl(_operator._schema.name, "CompositeExplicitAutograd")(_function)
@@ -155,26 +148,19 @@ def _input_gradient_autograd(*arguments: Any) -> Tensor:
     return _apply(_InputGradient, *arguments)
 
 
-class GroupedConvolutions(TorchFunctionMode):
+class GroupedConvolutions(Replacing):
     """Inside, grouped 2-d convolutions are :func:`conv2d` on CUDA and where a compiler captures them.
 
     Elsewhere torch's own stay: on a CPU, eager, the two take the same time.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Replace the convolution, pass everything else on."""
-        named = dict(kwargs or {})
         if func is F.conv2d and (named.get("groups", 1) > 1 or (len(args) > 6 and args[6] > 1)):
             tensor = args[0] if args else named["input"]
             if tensor.device.type == "cuda" or torch.compiler.is_compiling():
                 return conv2d(*args, **named)
-        return func(*args, **named)
+        return super().call(func, args, named)
 
 
 def conv2d(

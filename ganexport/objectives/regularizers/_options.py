@@ -15,6 +15,10 @@ from ganexport.objectives.regularizers._piecewise import PiecewiseLinear
 Critic = Callable[[Tensor], Tensor]
 
 
+class _TwiceDifferentiated(PiecewiseLinear, GroupedConvolutions):
+    """What a critic's functions become while its gradient is taken."""
+
+
 class PenaltyOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Weight and interval of a gradient regularizer.
 
@@ -52,7 +56,7 @@ def scores_and_gradient(critic: Critic, images: Tensor, scale: float = 1.0) -> t
     """As :func:`input_gradient`, and the scores [N] of the same pass in float32, differentiable too."""
 
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
-        with PiecewiseLinear(), GroupedConvolutions():
+        with _TwiceDifferentiated():
             scores = _full(critic(x))  # [N]
         return scores.sum() * scale, scores
 

@@ -8,38 +8,32 @@ same values and the same derivatives, and leaves nothing to carry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
-from torch.overrides import TorchFunctionMode
+
+from ganexport.objectives.regularizers._replacing import Replacing
 
 _RELU: tuple[Any, ...] = (F.relu, torch.relu, Tensor.relu)
 
 
-class PiecewiseLinear(TorchFunctionMode):
+class PiecewiseLinear(Replacing):
     """Inside, ReLU and leaky ReLU (as functions, methods or modules) are products with a constant mask.
 
     The mask is 1 where the input is positive and the slope elsewhere, in the input's dtype. Activations that work in
     place are left alone.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Replace the two activations, pass everything else on."""
-        named = dict(kwargs or {})
         if func is F.leaky_relu:
             return _leaky_relu(*args, **named)
         if func in _RELU and len(args) == 1 and not named.get("inplace", False):
             return _masked(args[0], 0.0)
-        return func(*args, **named)
+        return super().call(func, args, named)
 
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:  # noqa: A002 - torch's
