@@ -30,6 +30,9 @@ GOLDEN = "golden.npz"
 #: Preference of :func:`ganexport.load` when no backend is named: the first that runs here.
 FORMATS = ("trt", "onnx", "openvino", "torchscript", "aoti")
 MANIFEST_LIMIT = 16 << 20
+#: Key of ``requires`` that says how wide int8 weights are, "7 bits" or "8 bits"; the latter overflow in some engines
+#: on a processor without VNNI.
+INT8_WEIGHTS = "int8_weights"
 
 
 class ArtifactFile(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,7 +45,7 @@ class ArtifactFile(msgspec.Struct, frozen=True, omit_defaults=True):
         sha256: Hexadecimal digest of the content.
         bytes: Size of the file.
         requires: What a machine needs to run it: library versions, "flavour" of TensorRT,
-            "compute_capability", "platform".
+            "compute_capability", "platform", width of int8 weights.
         companions: sha256 by path of files that belong to it (external weights, OpenVINO's .bin).
         settings: How the runtime should run it (threads, provider options), as measured.
         passes: Named rewrites applied on the way, in order.

@@ -34,6 +34,11 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "msgspec": ("msgspec",),
 }
 
+#: Vector and matrix instructions, the least first: they decide what low precision is worth.
+_FEATURES = (
+    *("asimd", "sve", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_int8", "amx_bf16"),
+)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
@@ -67,13 +72,32 @@ def versions() -> dict[str, str | None]:
 
 
 def device_key(environment: dict[str, Any]) -> str:
-    """A short folder name for a machine's results: its GPU's name, else its processor's and core count."""
+    """A short folder name for a machine's results.
+
+    It is the GPU's name; without one the processor's, its best vector instructions and its core count: a virtual
+    machine calls processors of different generations by one name ("AMD EPYC").
+    """
     if environment.get("gpus"):
         name = str(environment["gpus"][0].get("name") or "gpu")
     else:
         cpu = environment.get("cpu", {})
-        name = f"{cpu.get('model') or 'cpu'} {cpu.get('affinity') or cpu.get('logical') or 1} cores"
+        present = [feature for feature in _FEATURES if feature in (cpu.get("features") or ())]
+        cores = cpu.get("affinity") or cpu.get("logical") or 1
+        name = f"{cpu.get('model') or 'cpu'} {' '.join(present[-1:])} {cores} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@cache
+def int8_overflows() -> bool | None:
+    """Whether int8 products can overflow on this processor; None when that cannot be told.
+
+    x86 without VNNI adds two products of an unsigned and a signed byte in 16 bits (``vpmaddubsw``), which saturates
+    as soon as weights use all 8 bits: pictures come out wrong, without an error. Weights of 7 bits are safe.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686", "i386"):
+        return False
+    features = _cpu()["features"]
+    return not {"avx_vnni", "avx512_vnni"} & set(features) if features else None
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:
@@ -96,7 +120,6 @@ def _cpu() -> dict[str, Any]:
     frequency = re.search(r"^cpu MHz\s*:\s*([\d.]+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     present = set(flags.group(1).split()) if flags else set()
-    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "sve")
     return {
         "model": model.group(1).strip() if model else platform.processor() or None,
         "logical": os.cpu_count(),
@@ -104,7 +127,7 @@ def _cpu() -> dict[str, Any]:
         "mhz": float(frequency.group(1)) if frequency else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
         "virtual": " hypervisor " in f" {flags.group(1)} " if flags else None,
-        "features": [name for name in wanted if name in present],
+        "features": [name for name in _FEATURES if name in present],
     }
 
 

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ganexport import environment
 
 
@@ -58,4 +60,31 @@ def test_nvidia_smi_is_read_where_the_library_cannot_be_loaded(monkeypatch, tmp_
 
 def test_device_key_is_a_folder_name():
     assert environment.device_key({"gpus": [{"name": "NVIDIA H200"}]}) == "nvidia-h200"
-    assert environment.device_key({"gpus": [], "cpu": {"model": "AMD EPYC", "affinity": 2}}) == "amd-epyc-2-cores"
+    cpu = {"model": "AMD EPYC", "affinity": 2}
+    assert environment.device_key({"gpus": [], "cpu": cpu}) == "amd-epyc-2-cores"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "overflows"),
+    [
+        ("x86_64", "fpu avx2 fma", True),
+        ("AMD64", "avx2 avx512f", True),
+        ("x86_64", "avx2 avx_vnni", False),
+        ("x86_64", "avx2 avx512f avx512_vnni", False),
+        ("aarch64", "asimd", False),
+        ("x86_64", None, None),
+    ],
+)
+def test_processors_whose_int8_products_overflow_are_known(machine, flags, overflows, monkeypatch):
+    text = f"model name : Some CPU\nflags : {flags}\n" if flags else ""
+    monkeypatch.setattr(environment, "_read", lambda path: text if path == "/proc/cpuinfo" else "")
+    monkeypatch.setattr(environment.platform, "machine", lambda: machine)
+    assert environment.int8_overflows.__wrapped__() is overflows
+
+
+def test_device_key_tells_generations_of_one_name_apart():
+    keys = []
+    for features in (["avx2"], ["avx2", "avx512f", "avx512_bf16", "avx512_vnni"], ["unheard_of"]):
+        cpu = {"model": "AMD EPYC", "affinity": 2, "features": features}
+        keys.append(environment.device_key({"gpus": [], "cpu": cpu}))
+    assert keys == ["amd-epyc-avx2-2-cores", "amd-epyc-avx512-bf16-2-cores", "amd-epyc-2-cores"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ganexport.artifact import writing
-from ganexport.build.onnx_file import first_line
+from ganexport.build.onnx_file import first_line, load_model
 from ganexport.build.options import BuildOptions, Built, file_name
+from ganexport.build.quantize import int8_weights
 from ganexport.errors import ExportError, MissingDependencyError
 from ganexport.spec import GeneratorSpec
 
@@ -51,7 +52,8 @@ def build(model: Path, spec: GeneratorSpec, folder: Path, precision: str, option
         openvino.save_model(converted, str(folder / name), compress_to_fp16=False)
     weights = name.removesuffix(".xml") + ".bin"
     version = openvino.__version__.split("-")[0]
-    return Built(name, (weights,), {"openvino": version}, (f"openvino {version}",))
+    requires = {"openvino": version, **(int8_weights(load_model(model)) if precision == "int8" else {})}
+    return Built(name, (weights,), requires, (f"openvino {version}",))
 
 
 def _reason(error: BaseException) -> str:

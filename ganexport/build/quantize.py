@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ganexport.artifact import INT8_WEIGHTS
 from ganexport.build import onnx_file
+from ganexport.environment import int8_overflows
 from ganexport.errors import ExportError, MissingDependencyError, UsageError
 from ganexport.parity import Comparison, tolerance
 from ganexport.seeding import Sampling
@@ -58,6 +60,8 @@ SMALL_MARGIN, MANY = 0.5, 512
 HOPELESS = 3.0
 PERCENTILE = 99.99
 BINS = 2048
+#: Largest weight of 7 bits: two products with unsigned bytes fit into 16 bits (2 x 255 x 64 < 2^15).
+NARROW_WEIGHT = 64
 #: The entropy search takes a second a tensor with 2048.
 ENTROPY_BINS = 512
 
@@ -84,6 +88,7 @@ class Quantized:
         methods: dB of the worst judged sample by method tried, everything quantized.
         variant: Label of the form of the graph that was quantized; "" for the one that was given.
         unrounded: Outputs that no int8 layer reads are left unrounded, against the caller's wish.
+        narrow_weights: Weights have 7 bits.
     """
 
     model: onnx.ModelProto
@@ -94,6 +99,7 @@ class Quantized:
     methods: dict[str, float] = field(default_factory=dict)
     variant: str = ""
     unrounded: bool = False
+    narrow_weights: bool = False
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -101,7 +107,8 @@ class Quantized:
         kept = f", {len(self.wide)} layers wide" if self.wide else ""
         form = f", {self.variant}" if self.variant else ""
         exact = ", unrounded outputs (ONNX Runtime computes those layers in fp32)" if self.unrounded else ""
-        return (f"int8 static {self.method}{form}{kept}{exact}",)
+        bits = ", 7-bit weights" if self.narrow_weights else ""
+        return (f"int8 static {self.method}{form}{bits}{kept}{exact}",)
 
 
 def unavailable() -> str | None:
@@ -123,6 +130,7 @@ def quantize(
     min_psnr: float | None = None,
     compute: Sequence[str] = COMPUTE,
     wide_outputs: bool = False,
+    narrow_weights: bool | None = None,
     variants: Iterable[tuple[str, onnx.ModelProto]] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Quantized:
@@ -139,6 +147,8 @@ def quantize(
         wide_outputs: Do not round tensors that no quantized layer reads: OpenVINO computes
             int8 x int8 -> fp32 in one kernel, ONNX Runtime needs the rounding to do so. It is done all the same
             when nothing else reaches the figure, and recorded.
+        narrow_weights: Give weights 7 bits, which processors without VNNI need and which costs about 1 dB; None:
+            where this one needs it, or where that cannot be told.
         variants: (label, model): other forms of the same function, tried when the first is not good enough.
         progress: Told what happens.
 
@@ -153,6 +163,7 @@ def quantize(
         raise UsageError(f"int8 calibration needs at least 1 sample and methods among {', '.join(METHODS)}")
     target = tolerance("int8").min_psnr if min_psnr is None else min_psnr
     say = progress or (lambda _text: None)
+    narrow = int8_overflows() is not False if narrow_weights is None else narrow_weights
     with tempfile.TemporaryDirectory(prefix="ganexport-int8-") as folder, _silent():
 
         def work_on(
@@ -160,7 +171,7 @@ def quantize(
         ) -> _Work:
             place = Path(folder) / f"{number}-{wide}"
             place.mkdir()
-            return _Work(form, spec, place, inputs or samples, tuple(compute), tuple(keep), wide, label)
+            return _Work(form, spec, place, inputs or samples, tuple(compute), tuple(keep), wide, label, narrow)
 
         first = work_on(0, "", model, wide=wide_outputs)
         margin = first.inputs.margin
@@ -221,7 +232,10 @@ class _Trial:
 
     def all_narrow(self, by_method: dict[str, float]) -> Quantized:
         """The model as it is."""
-        return Quantized(self.model, self.method, (), self.reached, {}, by_method, self.work.label)
+        work = self.work
+        return Quantized(
+            self.model, self.method, (), self.reached, {}, by_method, work.label, narrow_weights=work.narrow_weights
+        )
 
     def relax(
         self, target: float, by_method: dict[str, float], close: list[Quantized], *, all_too: bool = False
@@ -260,7 +274,10 @@ class _Trial:
                 continue
             made = work.build(ranges, wide)
             reached = work.judge(made)
-            found = Quantized(made, self.method, tuple(wide), reached, alone, by_method, work.label)
+            found = Quantized(
+                *(made, self.method, tuple(wide), reached, alone, by_method, work.label),
+                narrow_weights=work.narrow_weights,
+            )
             if reached >= wanted:
                 return found
             if reached >= target:
@@ -301,10 +318,12 @@ class _Work:
         keep: tuple[str, ...],
         wide_outputs: bool,
         label: str = "",
+        narrow_weights: bool = False,
     ) -> None:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         self.spec, self.folder, self.wide_outputs, self.label = spec, folder, wide_outputs, label
+        self.narrow_weights = narrow_weights
         self.source = folder / "source.onnx"
         import onnx
 
@@ -389,7 +408,7 @@ class _Work:
         quantizer = QDQQuantizer(
             copy,
             per_channel=True,
-            reduce_range=False,
+            reduce_range=self.narrow_weights,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, dict(data)),
@@ -658,6 +677,18 @@ def _work_by_node(model: onnx.ModelProto) -> dict[str, float]:
     return found
 
 
+def int8_weights(model: onnx.ModelProto) -> dict[str, str]:
+    """How wide a model's int8 weights are, as ``requires`` of a manifest says it; empty for a model without any."""
+    from onnx import TensorProto, numpy_helper
+
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8}
+    read = {node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"} & set(weights)
+    if not read:
+        return {}
+    widest = max(int(np.abs(numpy_helper.to_array(weights[name]).astype(np.int16)).max(initial=0)) for name in read)
+    return {INT8_WEIGHTS: "7 bits" if widest <= NARROW_WEIGHT else "8 bits"}
+
+
 def calibration_inputs(spec: GeneratorSpec, samples: int) -> list[dict[str, Array]]:
     """The inputs that ranges are taken from.
 
@@ -705,6 +736,8 @@ def _session(onnxruntime: Any, model: onnx.ModelProto) -> Any:
         return found[1]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # What the numbers say, not what a processor without VNNI makes of them.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     _SESSIONS.clear()
     _SESSIONS[id(model)] = (model, session)

@@ -13,6 +13,7 @@ from ganexport.build import onnx_file, openvino
 from ganexport.build.cost import Target
 from ganexport.build.openvino_wide import keep_vectors_wide
 from ganexport.build.options import BuildOptions
+from ganexport.build.quantize import int8_weights
 from ganexport.build.rewrites import rewrite
 from ganexport.errors import GanExportError
 from ganexport.runtime import BACKENDS
@@ -153,6 +154,7 @@ class _Builder:
     def _onnxruntime_int8(self, settings: dict[str, Any], requires: dict[str, str]) -> Iterator[Option]:
         model, passes = self._int8("onnxruntime", "")
         file = self._save(model, "ort-int8", "generator.int8.onnx")
+        requires = {**requires, **int8_weights(model)}
         yield Option("onnxruntime int8", "onnxruntime", "onnx", "int8", str(file), (), settings, passes, requires)
 
     def openvino(self) -> Iterator[Option]:

@@ -9,6 +9,7 @@ from typing import Any
 from ganexport.build import diverge, onnx_file
 from ganexport.build.options import Built, file_name
 from ganexport.build.precision import low_precision, matching
+from ganexport.build.quantize import int8_weights
 from ganexport.build.symmetric import symmetric_activations
 from ganexport.errors import UsageError
 from ganexport.export.publish import Publication
@@ -63,10 +64,12 @@ def _make(
     folder = publication.folder
     name = file_name("onnx", precision)
     path = folder / name
+    weights: dict[str, str] = {}
     passes = (*source.passes, f"precision-{precision}", *([f"keep-fp32: {', '.join(keep)}"] if keep else []))
     if precision == "int8":
         made, passes = _int8(publication, model, keep, wanted)
         passes = (*source.passes, *passes)
+        weights = int8_weights(made)
     else:
         made = low_precision(model, precision, keep)
     onnx_file.sort_nodes(made)
@@ -74,7 +77,7 @@ def _make(
     companions = onnx_file.save_model(made, path)
     onnx_file.check_model(path)
     opset = str(max(e.version for e in made.opset_import if e.domain in ("", "ai.onnx")))
-    return Built(name, companions, {"opset": opset}, passes)
+    return Built(name, companions, {"opset": opset, **weights}, passes)
 
 
 def _int8(
@@ -101,6 +104,8 @@ def _int8(
         first, spec, samples=samples, keep=keep, min_psnr=publication.settings.min_psnr,
         # OpenVINO and TensorRT compute int8 x int8 -> fp32; ONNX Runtime's convolutions have to round.
         wide_outputs=bool({"trt", "openvino"} & set(wanted)) and "onnx" not in wanted,
+        # GPUs add products in 32 bits, and ONNX Runtime does so when told to; OpenVINO does what the processor does.
+        narrow_weights=False if "trt" in wanted and "openvino" not in wanted else None,
         variants=equalised_forms(folded, lambda: calibration_inputs(spec, samples), finish),
         progress=publication.say,
     )  # fmt: skip

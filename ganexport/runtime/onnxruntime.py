@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from ganexport.artifact import INT8_WEIGHTS
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
 from ganexport.runtime._dlpack import CUDA as CUDA_DEVICE
 from ganexport.runtime._dlpack import Place
@@ -113,7 +114,7 @@ class OnnxRuntimeRunner(Runner):
     ) -> Self:
         """An ONNX file. Without a device: CUDA where this build has it and a GPU."""
         cuda = _choose_cuda(device, device_index(device))
-        session = open_session(path, settings, cuda)
+        session = open_session(path, settings, cuda, narrow_weights=requires.get(INT8_WEIGHTS) == "7 bits")
         if cuda is not None and CUDA not in session.get_providers():
             raise BackendUnavailableError(f"onnxruntime could not start its {CUDA} here; use device cpu")
         check_signature(spec, signature(session.get_inputs()), signature(session.get_outputs()), path)
@@ -216,8 +217,14 @@ def _choose_cuda(device: str | None, wanted: int | None) -> int | None:
     return wanted
 
 
-def open_session(path: Path, settings: Mapping[str, Any], cuda: int | None) -> Any:
+def open_session(path: Path, settings: Mapping[str, Any], cuda: int | None, *, narrow_weights: bool = False) -> Any:
     """An ``InferenceSession`` for a file.
+
+    Args:
+        path: The ONNX file.
+        settings: Some of :data:`SETTINGS`.
+        cuda: Number of the GPU; None for the CPU.
+        narrow_weights: Its int8 weights are known to have 7 bits.
 
     Raises:
         ArtifactError: ONNX Runtime refuses it.
@@ -232,6 +239,9 @@ def open_session(path: Path, settings: Mapping[str, Any], cuda: int | None) -> A
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings["spinning"])))
     if cuda is not None:
         preload_cuda()
+    elif not narrow_weights:
+        # Without VNNI, products with 8-bit weights overflow unless this is asked for; with it, nothing changes.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     level = _LEVELS[settings.get("optimization", "all")]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     providers: list[Any] = [CPU] if cuda is None else [(CUDA, _cuda_options(settings, cuda)), CPU]

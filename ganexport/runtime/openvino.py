@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ganexport.errors import ArtifactError
+from ganexport.artifact import INT8_WEIGHTS
+from ganexport.environment import int8_overflows
+from ganexport.errors import ArtifactError, BackendUnavailableError
 from ganexport.runtime._dlpack import Place, place
 from ganexport.runtime.base import (
     Array,
@@ -60,6 +62,16 @@ class OpenVinoRunner(Runner):
             missing = isinstance(error, ModuleNotFoundError) and error.name == "openvino"
             return f"openvino: {'not installed' if missing else first_line(error)} (pip install 'ganexport[cpu]')"
         return None if hasattr(openvino, "Core") else "openvino: broken install, reinstall it"
+
+    @classmethod
+    def preflight(cls, path: Path, requires: Mapping[str, str], device: str | None) -> None:
+        """As :meth:`Runner.preflight`; int8 files whose numbers would overflow on this processor are refused."""
+        super().preflight(path, requires, device)
+        if requires.get(INT8_WEIGHTS) == "8 bits" and int8_overflows():
+            raise BackendUnavailableError(
+                f"{path.name} has int8 weights of 8 bits, which overflow in OpenVINO on a processor without VNNI like "
+                "this one (the pictures would be wrong): convert with --precision int8 here, which makes 7-bit weights"
+            )
 
     @classmethod
     def _open(

@@ -38,6 +38,9 @@ MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 3, 40, 1.5
 WARM_UP = 2
 #: A candidate whose fastest step so far is slower than the best candidate's median by this factor is given up.
 HOPELESS = 1.25
+#: An uncompiled candidate is given up at its first warm step when that takes at least these seconds and this many
+#: times the best's: bfloat16 takes 13 times float32's on a processor without AVX-512.
+LOST, LOST_SECONDS = 3.0, 0.5
 #: Gradient scale at which float16's first gradients are compared: low enough for none to overflow.
 FIRST_SCALE = 256.0
 #: Cosine between a candidate's first gradients and eager fp32's below which it is unsound; bf16's is 0.99
@@ -211,7 +214,13 @@ class Tuner:
         trainer = self._trainer(row.settings)
         row.cosine = self._direction(trainer)
         began = time.perf_counter()
-        self._steps(trainer, row.settings, WARM_UP)
+        samples = self._steps(trainer, row.settings, 1)
+        slower = samples[0] / 1e9 / self._best_seconds
+        if row.settings.compile == "off" and slower > LOST and samples[0] > LOST_SECONDS * 1e9:
+            row.samples_ns, row.note = samples, f"given up: {slower:.0f} times the best's"
+            self._summarise(row)
+            return
+        self._steps(trainer, row.settings, WARM_UP - 1)
         warm = time.perf_counter() - began
         scales = trainer.networks.scaler_states()
         samples = self._steps(trainer, row.settings, MIN_STEPS)

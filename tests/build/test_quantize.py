@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ganexport.build.cost import Target
-from ganexport.build.quantize import METHODS, best_range, quantize, strip_repeated_pairs, strip_useless_pairs
+from ganexport.build.quantize import (
+    METHODS,
+    best_range,
+    int8_weights,
+    quantize,
+    strip_repeated_pairs,
+    strip_useless_pairs,
+)
 from ganexport.build.rewrites import rewrite
 from ganexport.errors import ExportError, UsageError
 from ganexport.parity import Comparison
@@ -92,6 +99,41 @@ def test_weights_are_scaled_channel_by_channel() -> None:
     scales = [t for t in made.model.graph.initializer if "weight" in t.name and t.name.endswith("_scale")]
     assert scales
     assert all(len(t.dims) == 1 and t.dims[0] > 1 for t in scales)
+
+
+def widest_weight(model: onnx.ModelProto) -> int:
+    weights = [t for t in model.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
+    return max(int(np.abs(numpy_helper.to_array(tensor).astype(int)).max()) for tensor in weights)
+
+
+@pytest.mark.parametrize(
+    ("asked", "overflows", "narrow"),
+    [(None, True, True), (None, False, False), (None, None, True), (False, True, False), (True, False, True)],
+)
+def test_weights_have_7_bits_where_products_of_8_would_overflow(
+    asked: bool | None, overflows: bool | None, narrow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ganexport.build.quantize.int8_overflows", lambda: overflows)
+    model = rewrite(generator())[0]
+    made = quantize(model, SPEC, samples=8, methods=("minmax",), min_psnr=10.0, narrow_weights=asked)
+    assert widest_weight(made.model) == (64 if narrow else 127)
+    assert ("7-bit weights" in made.passes[0]) == narrow == made.narrow_weights
+    assert int8_weights(made.model) == {"int8_weights": "7 bits" if narrow else "8 bits"}
+    assert int8_weights(model) == {}
+
+
+def test_the_figure_is_the_graphs_own_even_where_products_overflow() -> None:
+    model = rewrite(generator())[0]
+    made = quantize(model, SPEC, samples=32, methods=("minmax",), min_psnr=30.0, narrow_weights=False)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # no int8 arithmetic at all
+    session = ort.InferenceSession(made.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    comparison = Comparison("image", (-1.0, 1.0))
+    for feeds in (latents(SPEC, 123, start, 64) for start in range(0, 256, 64)):
+        comparison.add(outputs(model, feeds), session.run(None, feeds)[0])
+    worst = comparison.result().worst_psnr
+    assert worst is not None
+    assert abs(worst - made.psnr) < 1.5
 
 
 @pytest.mark.parametrize("method", METHODS)

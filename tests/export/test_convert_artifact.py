@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 import pytest
 
+import ganexport
 from ganexport.artifact import GOLDEN, Artifact
 from ganexport.build.golden import read_golden
 from ganexport.cli.main import run
-from ganexport.errors import ArtifactError, IntegrityError, ParityError, UsageError
+from ganexport.errors import ArtifactError, BackendUnavailableError, IntegrityError, ParityError, UsageError
 from ganexport.export.convert import convert
 from ganexport.export.verify import verify
 from ganexport.spec import Dim, spec_from_json
@@ -218,6 +219,28 @@ def test_precisions_are_made_on_the_graph_and_keep_fp32_at_the_edges(artifact, t
     # ONNX Runtime's CPU has no bf16 convolution, so that file is certified by OpenVINO, and says so.
     assert found.runtime.startswith("openvino" if stored == "bf16" else "onnxruntime")
     assert any(stored in line for line in made.find("onnx").passes)
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_int8_weights_of_8_bits_are_not_run_where_they_overflow(overflows, artifact, tmp_path, monkeypatch):
+    # An artifact made on a processor with VNNI (or without) comes to one without.
+    monkeypatch.setattr("ganexport.build.quantize.int8_overflows", lambda: overflows)
+    monkeypatch.setattr("ganexport.runtime.openvino.int8_overflows", lambda: True)
+    made = convert(artifact.path, to="onnx", output=tmp_path / "int8", precision="int8")
+    assert made.find("onnx").requires["int8_weights"] == ("7 bits" if overflows else "8 bits")
+    pictures = {}
+    for name, path in (("fp32", artifact.path), ("int8", made.path)):
+        with ganexport.load(path, "onnxruntime") as generator:
+            pictures[name] = generator.sample(64, seed=3)["image"]
+    reference = pictures["fp32"]
+    assert 10 * np.log10(4 / np.mean((pictures["int8"] - reference) ** 2)) > 35
+    if not overflows:
+        with pytest.raises(BackendUnavailableError, match="convert with --precision int8 here"):
+            ganexport.load(made.path, "openvino")
+        return
+    with ganexport.load(made.path, "openvino") as generator:
+        image = generator.sample(64, seed=3)["image"]
+    assert 10 * np.log10(4 / np.mean((image - reference) ** 2)) > 35
 
 
 def test_an_artifact_in_one_precision_is_not_made_into_a_wider_one(artifact, tmp_path):

@@ -277,7 +277,8 @@ def test_tuner_reports_every_candidate_and_never_takes_a_slower_one() -> None:
     compiled = [row for row in rows if row["settings"]["compile"] != "off"]
     assert compiled
     assert "would not pay" in compiled[0]["note"]
-    assert all(len(row["samples_ns"]) >= 3 for row in rows if row["step_ms"] is not None)
+    timed = [row for row in rows if row["step_ms"] is not None and not row["note"].startswith("given up")]
+    assert all(len(row["samples_ns"]) >= 3 for row in timed)
     assert chosen.training.precision == winner["settings"]["precision"]
     assert any(winner["name"] in text for text in told)
 
@@ -348,6 +349,21 @@ def test_tuner_gives_up_on_a_candidate_that_is_far_behind(monkeypatch: pytest.Mo
     behind = tuner.time(settings)
     assert len(behind.samples_ns) == 3
     assert behind.step_ms is not None
+    assert not behind.note
+
+
+def test_tuner_gives_up_at_once_on_a_candidate_whose_steps_take_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ganexport.training.autotune as module
+
+    monkeypatch.setattr(module, "LOST_SECONDS", 0.0)
+    tuner = Tuner(tiny.recipe(), tiny.images(), CPU, Reporter())
+    settings = Settings("fp32", "off", "contiguous", 1)
+    first = tuner.time(settings)
+    monkeypatch.setattr(tuner, "_best_seconds", 1e-9)
+    behind = tuner.time(settings)
+    assert len(behind.samples_ns) == 1
+    assert "times the best's" in behind.note
+    assert tuner._better(first, behind) is first
 
 
 class Clockwork(Tuner):

@@ -70,8 +70,10 @@ struct OrtApi {
     void (*ReleaseTypeInfo)(OrtTypeInfo*);
     void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo*);
     void (*ReleaseSessionOptions)(OrtSessionOptions*);  // 100
+    void* unused_101[29];
+    OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions*, const char*, const char*);  // 130
 };
-static_assert(offsetof(OrtApi, ReleaseSessionOptions) == 100 * sizeof(void*), "a slot was miscounted");
+static_assert(offsetof(OrtApi, AddSessionConfigEntry) == 130 * sizeof(void*), "a slot was miscounted");
 
 struct OrtApiBase {
     const OrtApi* (*GetApi)(std::uint32_t);
