@@ -108,7 +108,7 @@ def write_spec(model: ModelProto, spec: GeneratorSpec) -> None:
     model.metadata_props.extend(kept)
     entry = model.metadata_props.add()
     entry.key, entry.value = SPEC_KEY, spec_to_json(spec)
-    for tensor, value in zip((*spec.inputs, *spec.outputs), (*model.graph.input, *model.graph.output), strict=True):
+    for tensor, value in zip((*spec.inputs, *spec.outputs), (*graph_inputs(model), *model.graph.output), strict=True):
         shape = value.type.tensor_type.shape
         del shape.dim[:]
         for size in tensor.shape:

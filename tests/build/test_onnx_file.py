@@ -160,3 +160,25 @@ def test_missing_files_and_folders(tmp_path):
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(ArtifactError, match="not a"):
         onnx_file.load_model(tmp_path / "text.onnx")
+
+
+def test_a_spec_is_written_into_a_file_that_lists_its_weights_among_its_inputs():
+    from onnx import TensorProto, helper, numpy_helper
+
+    from ganexport.build.onnx_file import read_spec, write_spec
+    from ganexport.spec import Dim, GeneratorSpec, TensorSpec, parse_input
+
+    made = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("w", [4, 6]), ("z", [2, 4]), ("y", [2, 6]))
+    ]
+    weight = numpy_helper.from_array(np.zeros((4, 6), np.float32), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["z", "w"], ["y"])], "g", made[:2], made[2:], [weight])
+    model = helper.make_model(graph)
+    output = TensorSpec("y", "float32", ("batch", 6))
+    spec = GeneratorSpec((parse_input("z=normal[batch,4]"),), (output,), (Dim("batch", 1, 2, 4),))
+    write_spec(model, spec)
+    assert read_spec(model) == spec
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    assert shapes["z"][0].dim_param == "batch"
+    assert [dim.dim_value for dim in shapes["w"]] == [4, 6]
