@@ -402,6 +402,8 @@ class _Request:
             n = 1 if seeds is None else len(seeds)
         elif seeds is not None and n != len(seeds):
             raise UsageError(f"count {n} and {len(seeds)} seeds: give one seed an image, or leave the count out")
+        if isinstance(labels, (np.generic, np.ndarray)) and labels.ndim == 0:
+            labels = labels.item()  # one class for all, from a loop over an array
         sampling.check(seed, start, n, seeds=seeds, labels=labels, truncation=truncation)
         self.sampling = sampling
         self.n, self.seed, self.start, self.seeds = int(n), seed, start, seeds

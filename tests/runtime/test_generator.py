@@ -562,3 +562,9 @@ def test_onnxruntime_for_cuda_finds_the_libraries_of_pips_packages():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert {"libcudart.so.13", "libcublas.so.13", "libcudnn.so.9"} <= set(done.stdout.split()), done.stderr
+
+
+@pytest.mark.parametrize("label", [np.int64(3), np.array(3)])
+def test_a_label_may_be_a_number_of_numpy(label, labelled):
+    with ganexport.load(labelled.path if hasattr(labelled, "path") else labelled) as generator:
+        assert np.array_equal(generator.generate(3, labels=label), generator.generate(3, labels=3))
