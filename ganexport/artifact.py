@@ -8,6 +8,7 @@ what it needs to run, where it came from and the parity certificate.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -285,26 +286,29 @@ class ArtifactWriter:
 
     Args:
         destination: The artifact's folder; it may exist when it is an artifact (it is replaced
-            as a whole) or empty.
+            as a whole) or empty. What a link leads to is replaced, not the link.
 
     Raises:
-        OutputError: The destination is something else, or its parent is not writable.
+        OutputError: The destination is something else, cannot be replaced as a whole, or its parent
+            is not writable.
     """
 
     def __init__(self, destination: str | os.PathLike[str]) -> None:
         self.destination = Path(destination)
-        if self.destination.exists() and not self._replaceable():
-            raise OutputError(f"{self.destination}: exists and is not an artifact; choose another output")
         with writing(self.destination):
-            self.destination.absolute().parent.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(
-                tempfile.mkdtemp(prefix=f".{self.destination.name}.", dir=self.destination.absolute().parent)
-            )
+            self._place = self.destination.resolve()
+            if self._place.exists() and not self._replaceable():
+                raise OutputError(f"{self.destination}: exists and is not an artifact; choose another output")
+            if self._place == Path.cwd() or self._place.is_mount():
+                where = "the current directory" if self._place == Path.cwd() else "a mount point"
+                raise OutputError(f"{self.destination}: is {where}, which cannot be replaced; name a folder inside it")
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{self._place.name}.", dir=self._place.parent))
 
     def _replaceable(self) -> bool:
-        if not self.destination.is_dir():
+        if not self._place.is_dir():
             return False
-        return (self.destination / MANIFEST).is_file() or not any(self.destination.iterdir())
+        return (self._place / MANIFEST).is_file() or not any(self._place.iterdir())
 
     def __enter__(self) -> ArtifactWriter:
         return self
@@ -341,15 +345,27 @@ class ArtifactWriter:
         return Artifact(self.destination)
 
     def _swap(self) -> None:
-        if not self.destination.exists():
-            self.folder.rename(self.destination)
+        """Put the folder in its place: there is an artifact under that name at any moment, the old or the new."""
+        if not self._place.exists():
+            self.folder.rename(self._place)
             return
-        old = Path(tempfile.mkdtemp(prefix=f".{self.destination.name}.old.", dir=self.folder.parent))
-        self.destination.rename(old / "artifact")
+        if _exchange(self.folder, self._place):
+            return  # the old one is removed on leaving
+        old = Path(tempfile.mkdtemp(prefix=f".{self._place.name}.old.", dir=self.folder.parent))
         try:
-            self.folder.rename(self.destination)
-        except OSError:
-            (old / "artifact").rename(self.destination)
-            raise
+            self._place.rename(old / "artifact")
+            self.folder.rename(self._place)
         finally:
+            if (old / "artifact").exists() and not self._place.exists():
+                (old / "artifact").rename(self._place)
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step (Linux's renameat2); False where that does not exist."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)

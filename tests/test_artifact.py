@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +55,67 @@ def test_an_existing_artifact_is_replaced_as_a_whole(tmp_path):
     assert not (tmp_path / "a" / "stale").exists()
     assert Artifact(tmp_path / "a").find("onnx").bytes == 3
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_an_interrupt_while_replacing_leaves_an_artifact(tmp_path, exchanged, monkeypatch):
+    make(tmp_path / "a", b"old")
+    if not exchanged:  # as on systems without renameat2
+        monkeypatch.setattr("ganexport.artifact._exchange", lambda one, other: False)
+    rename = Path.rename
+
+    def interrupted(path, target):
+        if Path(target) == tmp_path / "a" and path.name != "artifact":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with contextlib.nullcontext() if exchanged else pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "a", b"fresh")
+    found = Artifact(tmp_path / "a")
+    assert found.verified_path(found.find("onnx")).read_bytes() == (b"fresh" if exchanged else b"old")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_a_reader_finds_an_artifact_at_any_moment_of_being_replaced(tmp_path):
+    make(tmp_path / "a", b"first")
+    done, missed = threading.Event(), []
+
+    def read():
+        while not done.is_set():
+            if not (tmp_path / "a" / "manifest.json").exists():
+                missed.append(1)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(100):
+        make(tmp_path / "a", b"%d" % number)
+    done.set()
+    reader.join()
+    assert not missed
+
+
+def test_what_cannot_be_replaced_is_refused_before_any_work(tmp_path, monkeypatch):
+    make(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(OutputError, match="is the current directory, which cannot be replaced"):
+        ArtifactWriter(".")
+    with pytest.raises(OutputError, match="current directory"):
+        ArtifactWriter(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "a")
+    with pytest.raises(OutputError, match="is a mount point, which cannot be replaced"):
+        ArtifactWriter("a")
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    make(tmp_path / "v1")
+    (tmp_path / "current").symlink_to("v1")
+    make(tmp_path / "current", b"new")
+    assert (tmp_path / "current").is_symlink()
+    assert Artifact(tmp_path / "v1").find("onnx").bytes == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["current", "v1"]
 
 
 def test_a_folder_that_is_something_else_is_never_replaced(tmp_path):

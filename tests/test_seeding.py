@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -348,6 +349,36 @@ def test_a_truncation_input_is_fed_and_the_latents_stay_whole():
 def test_what_is_out_of_range_is_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         latents(spec_of("z=normal[batch,2]", "y=label(10)[batch]"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "fits"),
+    [
+        ("y=label(256)[batch]", "uint8", True),
+        ("y=label(257)[batch]", "uint8", False),
+        ("y=label(129)[batch]", "int8", False),
+        ("y=label(2049)[batch]", "float16", True),
+        ("y=label(4097)[batch]", "float16", False),
+        ("y=label(2)[batch]", "bool", True),
+        ("y=label(3)[batch]", "bool", False),
+        ("t=constant(255)[batch]", "uint8", True),
+        ("t=constant(256)[batch]", "uint8", False),
+        ("t=constant(-1)[batch]", "uint8", False),
+        ("t=constant(0.5)[batch]", "int64", False),
+        ("t=constant(1e6)[batch]", "float16", False),
+        ("u=uniform(0,256)[batch]", "uint8", True),
+        ("u=uniform(0,300)[batch]", "uint8", False),
+        ("u=uniform(-1e5,1e5)[batch]", "float16", False),
+    ],
+)
+def test_what_a_dtype_cannot_hold_is_refused_instead_of_wrapping_around(text, dtype, fits):
+    spec = spec_of(text)
+    spec = msgspec.structs.replace(spec, inputs=(msgspec.structs.replace(spec.inputs[0], dtype=dtype),))
+    if fits:
+        assert latents(spec, n=3)[text[0]].dtype == dtype
+    else:
+        with pytest.raises(UsageError, match=f"does not fit dtype {dtype}"):
+            latents(spec, n=3)
 
 
 def test_inputs_without_a_sampler_or_labels_are_refused_by_name():

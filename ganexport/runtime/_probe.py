@@ -6,6 +6,7 @@ must not take the service that opens it along. The child also reports what is ne
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from ganexport.spec import BATCH, Constant, Dim, GeneratorSpec, Normal, TensorSp
 
 SPEC_KEY = "ganexport.spec"
 TIME_LIMIT_S = 120
-#: Address space beyond a multiple of the file: libraries, thread stacks, optimised copies of the weights.
+#: Data beyond a multiple of the file: libraries, thread stacks, optimised copies of the weights.
 MEMORY_BASE = 6 << 30
 MEMORY_FACTOR = 8
 #: Ranges of dimensions about which the file says nothing.
@@ -177,16 +178,23 @@ def _as_image(tensor: TensorSpec, producer: str) -> TensorSpec:
 
 
 def limit_memory(path: Path) -> None:
-    """Cap this process's address space by the file's size (its external weights included), and write no core."""
-    import resource
+    """Cap this process's memory by the file's size (its external weights included), and write no core.
 
+    Data is what is counted, not addresses: CUDA's driver reserves more of those than there is memory.
+    Systems that know no such limit are left without.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
     siblings = sum(p.stat().st_size for p in path.parent.glob(path.name + "*") if p.is_file())
     limit = MEMORY_BASE + MEMORY_FACTOR * siblings
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _look(path: Path, backend: str) -> Description:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from ganexport.artifact import FORMATS, Artifact, ArtifactFile
-from ganexport.errors import ArtifactError, BackendUnavailableError, MissingDependencyError, UsageError
+from ganexport.errors import ArtifactError, BackendUnavailableError, GanExportError, MissingDependencyError, UsageError
 from ganexport.runtime import BACKENDS
 from ganexport.runtime._images import image_tensor, to_uint8
 from ganexport.runtime.base import Array, Feeds, Runner, check_device
@@ -37,11 +37,12 @@ def load(
     Args:
         path: An artifact's folder, or a lone ``.onnx`` (its spec is read from its metadata, else
             derived from its graph; it is opened in a child process with limits first).
-        backend: "onnxruntime", "openvino", "tensorrt", "torchscript" or "aoti"; None for the first
-            that runs here, in the order of ``ganexport.artifact.FORMATS``. What was passed over and
-            why stands in :attr:`Generator.remarks`.
+        backend: "onnxruntime", "openvino", "tensorrt", "torchscript" or "aoti"; None for the first file
+            that runs here, by format in the order of ``ganexport.artifact.FORMATS``, then fp32 before
+            the other precisions. What was passed over and why stands in :attr:`Generator.remarks`.
         device: "cpu", "cuda" or "cuda:1"; None for the backend's best.
-        precision: "fp32", "fp16", "bf16" or "int8"; None for fp32 where the artifact has it.
+        precision: "fp32", "fp16", "bf16" or "int8"; None for any (an engine in fp16 comes before an ONNX
+            file in fp32: it was built to be run here).
         settings: ``threads`` and options of the backend; each of those measured at export, which the
             manifest records, where it is not given.
 
@@ -60,15 +61,17 @@ def load(
         return _load_file(location, backend, device, precision, settings)
     artifact = Artifact(location)
     skipped: list[str] = []
+    failures: list[GanExportError] = []
     for file, name in candidates(artifact, backend, precision):
         try:
             runner = open_runner(artifact, file, name, device=device, settings=settings)
         except (BackendUnavailableError, MissingDependencyError) as error:
-            skipped.append(f"{file.format} with {name}: {error}")
-            if backend is not None:
-                raise
+            skipped.append(f"{file.format} {file.precision} with {name}: {error}")
+            failures.append(error)
         else:
             return Generator(runner, location, file, tuple(skipped))
+    if backend is not None and len(failures) == 1:
+        raise failures[0]
     raise BackendUnavailableError(_nothing_runs(artifact, backend, precision, skipped))
 
 
@@ -76,14 +79,12 @@ def candidates(
     artifact: Artifact, backend: str | None = None, precision: str | None = None
 ) -> Iterator[tuple[ArtifactFile, str]]:
     """Files of an artifact with the backends that open them, best first."""
-    for kind in FORMATS:
-        if not any(f.format == kind and precision in (None, f.precision) for f in artifact.manifest.files):
-            continue
-        file = artifact.find(kind, precision)
+    files = [f for f in artifact.manifest.files if f.format in FORMATS and precision in (None, f.precision)]
+    for file in sorted(files, key=lambda f: (FORMATS.index(f.format), f.precision != "fp32")):
         measured_with = file.settings.get("backend")
         # First the backend that the file was measured with, then the format's own; onnx goes to ONNX Runtime.
-        for name in sorted(BACKENDS, key=lambda n: (n != measured_with, n != kind, n)):
-            if backend in (None, name) and kind in BACKENDS.load(name).RUNNER.formats:
+        for name in sorted(BACKENDS, key=lambda n: (n != measured_with, n != file.format, n)):
+            if backend in (None, name) and file.format in BACKENDS.load(name).RUNNER.formats:
                 yield file, name
 
 

@@ -67,10 +67,11 @@ class OpenVinoRunner(Runner):
     def preflight(cls, path: Path, requires: Mapping[str, str], device: str | None) -> None:
         """As :meth:`Runner.preflight`; int8 files whose numbers would overflow on this processor are refused."""
         super().preflight(path, requires, device)
-        if requires.get(INT8_WEIGHTS) == "8 bits" and int8_overflows():
+        if requires.get(INT8_WEIGHTS) == "8 bits" and int8_overflows() is not False:
+            this = "like this one" if int8_overflows() else "(this one does not tell)"
             raise BackendUnavailableError(
-                f"{path.name} has int8 weights of 8 bits, which overflow in OpenVINO on a processor without VNNI like "
-                "this one (the pictures would be wrong): convert with --precision int8 here, which makes 7-bit weights"
+                f"{path.name} has int8 weights of 8 bits, which overflow in OpenVINO on a processor without VNNI "
+                f"{this}: the pictures would be wrong; convert with --precision int8 here, which makes 7-bit weights"
             )
 
     @classmethod

@@ -260,6 +260,7 @@ class _Input:
             raise UsageError(f"{where}: normal({sampler.mean:g},{sampler.std:g}) cannot be drawn in float32")
         if isinstance(sampler, Uniform) and not -1e30 <= sampler.low < sampler.high <= 1e30:
             raise UsageError(f"{where}: uniform({sampler.low:g},{sampler.high:g}) cannot be drawn in float32")
+        _check_fits(sampler, self.dtype, where)
         self.drawn = self.shape[:-1] if isinstance(sampler, OneHot) else self.shape
         self.elements = math.prod(self.drawn)
         if self.elements > _MAX_ELEMENTS:
@@ -328,6 +329,30 @@ class _Input:
         if self.axis == 0:
             return np.ascontiguousarray(values)
         return np.ascontiguousarray(np.moveaxis(values, 0, self.axis))
+
+
+def _check_fits(sampler: Sampler | None, dtype: np.dtype[Any], where: str) -> None:
+    """Refuse what the dtype cannot hold: it would wrap around, overflow or be cut without a word."""
+    if isinstance(sampler, Label):
+        least, most, what = 0.0, sampler.classes - 1.0, f"label({sampler.classes})"
+    elif isinstance(sampler, Constant):
+        least, most, what = sampler.value, sampler.value, f"constant({sampler.value:g})"
+    elif isinstance(sampler, Uniform):
+        least, most, what = sampler.low, sampler.high, f"uniform({sampler.low:g},{sampler.high:g})"
+    else:
+        return
+    if dtype.kind == "b":
+        fits = least >= 0 and most <= 1
+    elif dtype.kind == "f":
+        fits = max(abs(least), abs(most)) <= float(np.finfo(dtype).max)
+        fits = fits and not (isinstance(sampler, Label) and most > 2.0 ** (np.finfo(dtype).nmant + 1))
+    else:
+        limits = np.iinfo(dtype)
+        most = most - 1 if isinstance(sampler, Uniform) else most  # its end is never drawn
+        fits = limits.min <= least and most <= limits.max
+        fits = fits and not (isinstance(sampler, Constant) and not float(most).is_integer())
+    if not fits:
+        raise UsageError(f"{where}: {what} does not fit dtype {dtype.name}; give it a wider one")
 
 
 def _counters(seed: int, start: int, n: int, seeds: Sequence[int] | None) -> tuple[Array, Array]:

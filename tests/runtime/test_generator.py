@@ -10,6 +10,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -275,7 +276,7 @@ def test_without_a_gpu_the_engine_is_passed_over_and_the_reason_kept(tmp_path):
     with ganexport.load(artifact.path) as generator:
         assert generator.backend == "onnxruntime"
         assert len(generator.remarks) == 1
-        assert "trt with tensorrt" in generator.remarks[0]
+        assert "trt fp32 with tensorrt" in generator.remarks[0]
         assert "GPU" in generator.remarks[0]
     with pytest.raises(BackendUnavailableError, match="rebuild it on the machine that runs it: ganexport convert"):
         ganexport.load(artifact.path, "tensorrt")
@@ -323,6 +324,25 @@ def test_precision_is_chosen(tmp_path):
     with ganexport.load(artifact.path) as first, ganexport.load(artifact.path, precision="fp16") as second:
         assert [first.file.precision, second.file.precision] == ["fp32", "fp16"]
         assert not np.array_equal(first.generate(2), second.generate(2))
+
+
+def test_a_file_that_cannot_run_is_passed_over_for_another_precision_of_its_format(tmp_path):
+    half = tiny_generators.image_model(weights_seed=1).SerializeToString()
+    needs = {"requires": {"int8_weights": "8 bits"}}  # an int8 file that OpenVINO refuses without VNNI
+    extra = {
+        "generator.int8.onnx": (half, {"format": "onnx", "precision": "int8", **needs}),
+        "generator.fp16.onnx": (half, {"format": "onnx", "precision": "fp16"}),
+    }
+    artifact = tiny_generators.make_artifact(tmp_path / "a", extra=extra)
+    (artifact.path / "generator.onnx").unlink()
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    manifest["files"] = [f for f in manifest["files"] if f["precision"] != "fp32"]
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest))
+    with patch("ganexport.runtime.openvino.int8_overflows", return_value=None):
+        with ganexport.load(artifact.path, "openvino") as generator:
+            assert generator.file.precision == "fp16"
+        with pytest.raises(BackendUnavailableError, match=r"this one does not tell.*convert with --precision int8"):
+            ganexport.load(artifact.path, "openvino", precision="int8")
 
 
 # ---- damaged and hostile things ---------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -140,6 +142,24 @@ def test_a_file_that_wants_too_much_memory_fails_in_the_child(tmp_path, monkeypa
     except GanExportError as error:
         assert "huge.onnx" in str(error) or "memory" in str(error)  # noqa: PT017 - loading may as well succeed
     assert time.monotonic() - begun < 90
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts private memory in RLIMIT_DATA")
+def test_the_limit_counts_data_and_not_addresses(tmp_path):
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"")
+    code = """if True:
+        import mmap, pathlib, sys
+        from ganexport.runtime import _probe
+        _probe.MEMORY_BASE = 1 << 30
+        _probe.limit_memory(pathlib.Path(sys.argv[1]))
+        reserved = mmap.mmap(-1, 1 << 40, flags=mmap.MAP_PRIVATE | 0x4000, prot=mmap.PROT_READ)
+        print("reserved", flush=True)
+        bytearray(2 << 30)
+    """
+    child = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert child.stdout == "reserved\n"  # CUDA's driver reserves more addresses than there is memory
+    assert "MemoryError" in child.stderr
 
 
 def test_a_child_that_takes_too_long_is_stopped(tmp_path, monkeypatch):
