@@ -39,6 +39,9 @@ _FEATURES = (
     *("asimd", "sve", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_int8", "amx_bf16"),
 )
+#: Where Linux counts the energy of processors, and more than a processor package draws.
+POWERCAP = Path("/sys/class/powercap")
+PACKAGE_WATTS = 1000
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
@@ -247,22 +250,48 @@ def cpu_counters() -> dict[str, float]:
     return found
 
 
-def energy_joules(index: int | None = None) -> float | None:
-    """A counter of energy used so far: of GPU ``index`` (NVML), or of the processor packages (RAPL) with None.
+def energy_counters(index: int | None = None) -> dict[str, tuple[int, int]]:
+    """Counters of the energy used so far: of GPU ``index`` (NVML), or of the processor packages (RAPL) with None.
 
     Returns:
-        Joules since some moment in the past; differences count. None where the machine has no counter.
+        Name → (microjoules since some moment in the past, the reading after which it starts again at 0; 0 for
+        never). Empty where the machine has no counter that this process may read.
     """
     if index is not None:
         library = _nvml()
         handle = _handle(library, index) if library is not None else None
         if library is None or handle is None:
-            return None
+            return {}
         millijoules = _number(library.nvmlDeviceGetTotalEnergyConsumption, handle, kind=ctypes.c_ulonglong)
-        return None if millijoules is None else millijoules / 1000
-    packages = [_read(str(path)).strip() for path in Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")]
-    readable = [int(text) for text in packages if text.isdigit()]
-    return sum(readable) / 1e6 if readable else None
+        return {} if millijoules is None else {f"gpu {index}": (millijoules * 1000, 0)}
+    found = {}
+    for zone in sorted(POWERCAP.glob("intel-rapl:*")):
+        # Below packages lie their parts, and beside them "psys", which holds them once more.
+        if _read(str(zone / "name")).startswith("package"):
+            used, limit = (_read(str(zone / name)).strip() for name in ("energy_uj", "max_energy_range_uj"))
+            if used.isdigit():
+                found[zone.name] = int(used), int(limit) if limit.isdigit() else 0
+    return found
+
+
+def energy_joules(
+    before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], seconds: float
+) -> float | None:
+    """Energy between two readings of :func:`energy_counters`, ``seconds`` apart.
+
+    Returns:
+        Joules; None without a counter, and where one may have started again more than once: within so long that
+        :data:`PACKAGE_WATTS` would have filled it.
+    """
+    if not before or before.keys() != after.keys():
+        return None
+    total = 0
+    for name, (first, limit) in before.items():
+        last, _ = after[name]
+        if (limit and seconds * PACKAGE_WATTS * 1e6 > limit) or (not limit and last < first):
+            return None
+        total += last - first if last >= first else last + limit - first
+    return total / 1e6
 
 
 def _gpus_from_command() -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def test_without_a_driver_everything_about_gpus_is_empty(monkeypatch):
     monkeypatch.setattr(environment.shutil, "which", lambda _: None)
     assert environment.gpus() == []
     assert environment.gpu_state() == {}
-    assert environment.energy_joules(0) is None
+    assert environment.energy_counters(0) == {}
 
 
 def test_nvidia_smi_is_read_where_the_library_cannot_be_loaded(monkeypatch, tmp_path):
@@ -88,3 +88,47 @@ def test_device_key_tells_generations_of_one_name_apart():
         cpu = {"model": "AMD EPYC", "affinity": 2, "features": features}
         keys.append(environment.device_key({"gpus": [], "cpu": cpu}))
     assert keys == ["amd-epyc-avx2-2-cores", "amd-epyc-avx512-bf16-2-cores", "amd-epyc-2-cores"]
+
+
+def powercap(folder, used, limit=262_143_328_850):
+    """A powercap tree as Linux shows it: packages, their parts, and the platform that holds them once more."""
+    for number, microjoules in enumerate(used):
+        for zone, name in ((f"intel-rapl:{number}", f"package-{number}"), (f"intel-rapl:{number}:0", "dram")):
+            (folder / zone).mkdir(parents=True, exist_ok=True)
+            (folder / zone / "name").write_text(f"{name}\n")
+            (folder / zone / "energy_uj").write_text(f"{microjoules}\n")
+            (folder / zone / "max_energy_range_uj").write_text(f"{limit}\n")
+    (folder / "intel-rapl:9").mkdir(exist_ok=True)
+    (folder / "intel-rapl:9" / "name").write_text("psys\n")
+    (folder / "intel-rapl:9" / "energy_uj").write_text(f"{sum(used)}\n")
+
+
+@pytest.mark.parametrize(
+    ("used", "later", "seconds", "joules"),
+    [
+        ((1_000_000,), (3_500_000,), 1.0, 2.5),
+        ((1_000_000, 7_000_000), (2_000_000, 9_000_000), 1.0, 3.0),
+        ((262_143_000_000,), (671_150,), 1.0, 1.0),  # the counter began again: 328,850 to its end, then 671,150
+        ((1_000_000,), (3_500_000,), 300.0, None),  # so long that it may have gone round unseen
+    ],
+)
+def test_energy_of_packages_also_where_a_counter_began_again(tmp_path, monkeypatch, used, later, seconds, joules):
+    monkeypatch.setattr(environment, "POWERCAP", tmp_path)
+    powercap(tmp_path, used)
+    before = environment.energy_counters()
+    powercap(tmp_path, later)
+    assert environment.energy_joules(before, environment.energy_counters(), seconds) == joules
+
+
+def test_energy_that_is_not_counted_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "POWERCAP", tmp_path)
+    assert environment.energy_joules({}, environment.energy_counters(), 1.0) is None
+    powercap(tmp_path, (5_000_000,))
+    before = environment.energy_counters()
+    (tmp_path / "intel-rapl:0" / "max_energy_range_uj").unlink()
+    endless = environment.energy_counters()
+    assert endless == {"intel-rapl:0": (5_000_000, 0)}
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("1")
+    assert environment.energy_joules(endless, environment.energy_counters(), 1.0) is None
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("")
+    assert environment.energy_joules(before, environment.energy_counters(), 1.0) is None

@@ -135,7 +135,12 @@ def summary_columns(best: Sequence[Line]) -> tuple[Column, ...]:
 def summary_notes(report: Report, best: Sequence[Line]) -> list[str]:
     """What a reader must know about the summary."""
     notes = []
-    if not any(line.joules_per_1000 is not None for line in best):
+    if any(line.joules_per_1000 is not None for line in best):
+        notes.append(
+            "energy: of the GPU (NVML), or on a CPU of the whole processor packages (RAPL), idle power and other "
+            "processes included"
+        )
+    else:
         notes.append("energy: not available, no counter (NVML of a GPU, RAPL of the processor) can be read here")
     prices = sorted({row.facts["price_per_hour"] for row in report.measurements if "price_per_hour" in row.facts})
     if prices:

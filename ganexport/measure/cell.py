@@ -41,10 +41,10 @@ class Cell:
         }
         if last["device_peak_bytes"] is not None:
             found["peak_device_bytes"] = last["device_peak_bytes"]
-        joules = [t["joules"] for t in self.turns if t["joules"] is not None]
-        made = sum(t["energy_items"] for t in self.turns)
-        if joules and made and "pipelined" not in self.series:
-            found["joules_per_1000"] = sum(joules) / made * 1000
+        counted = [t for t in self.turns if t["joules"] is not None]
+        if counted:
+            made = sum(t["energy_items"] for t in counted)
+            found["joules_per_1000"] = sum(t["joules"] for t in counted) / made * 1000
         states = [t["gpu"] for t in self.turns if t["gpu"]]
         if states:
             found["gpu"] = {

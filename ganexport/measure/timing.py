@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ganexport.runtime.base import Feeds, Runner
 from ganexport.stats import SteadyState
@@ -33,6 +34,18 @@ class WarmUp:
     seconds: float
     steady: bool
     samples: list[int] = field(default_factory=list)
+
+
+class Turn(NamedTuple):
+    """What one turn gave.
+
+    Attributes:
+        series: Samples in nanoseconds by the name of the series; empty series are left out.
+        runs: Runs of the turn, those without a sample included.
+    """
+
+    series: dict[str, list[int]]
+    runs: int
 
 
 def warm_up(
@@ -75,7 +88,7 @@ def take_turn(
     max_iterations: int = 1000,
     discard: int = 2,
     clock: Clock = time.perf_counter_ns,
-) -> dict[str, list[int]]:
+) -> Turn:
     """One candidate's turn: a few runs thrown away (it was asleep), then samples.
 
     On a CPU, every run gives an end-to-end and a compute sample. On a GPU, waiting between the
@@ -93,7 +106,7 @@ def take_turn(
         clock: Nanoseconds.
 
     Returns:
-        Samples in nanoseconds by the name of the series; empty series are left out.
+        Samples in nanoseconds by the name of the series, and how many runs there were in all.
     """
     series: dict[str, list[int]] = {name: [] for name in SERIES}
     on_device = runner.device != "cpu"
@@ -113,7 +126,8 @@ def take_turn(
             count += 1
         if on_device:
             _burst(runner, series["pipelined"], clock, max(1, count // 10))
-    return {name: samples for name, samples in series.items() if samples}
+    runs = discard + count + _BURST * len(series["pipelined"])
+    return Turn({name: samples for name, samples in series.items() if samples}, runs)
 
 
 def _whole(runner: Runner, inputs: Feeds) -> None:

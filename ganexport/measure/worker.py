@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ganexport.environment import cpu_counters, energy_joules, gpu_state
+from ganexport.environment import cpu_counters, energy_counters, energy_joules, gpu_state
 from ganexport.errors import GanExportError
 from ganexport.measure import feeds as inputs
 from ganexport.measure import memory, server, timing
@@ -79,9 +79,9 @@ class Worker:
 
     def turn(self, seconds: float, min_iterations: int, max_iterations: int) -> dict[str, Any]:
         """Take samples, and what the machine says about them."""
-        counters, joules = cpu_counters(), energy_joules(self._gpu)
+        counters, energy = cpu_counters(), energy_counters(self._gpu)
         start, cpu = time.perf_counter(), time.process_time()
-        series = timing.take_turn(
+        series, runs = timing.take_turn(
             self.opened,
             self.sets,
             seconds=seconds,
@@ -90,17 +90,16 @@ class Worker:
         )
         wall = time.perf_counter() - start
         own = time.process_time() - cpu
-        after, later = energy_joules(self._gpu), cpu_counters()
-        runs = max(len(s) for s in series.values())
+        energy_after, later = energy_counters(self._gpu), cpu_counters()
         self.runs += runs
         return {
             "series": series,
             "runs": self.runs,
             "cores": own / wall if wall else 0.0,
             "cpu": {"own": own, **{name: later[name] - value for name, value in counters.items() if name in later}},
-            "joules": after - joules if after is not None and joules is not None else None,
+            "joules": energy_joules(energy, energy_after, wall),
             "wall": wall,
-            "energy_items": len(series.get("end_to_end", ())) * self.items,
+            "energy_items": runs * self.items,
             "memory": memory.status(),
             "device_peak_bytes": memory.device_peak(),
             "gpu": gpu_state(self._gpu) if self._gpu is not None else {},

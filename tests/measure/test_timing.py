@@ -54,7 +54,7 @@ FEEDS = rotation(known.SPEC, {"batch": 2})
 def turn(device: str) -> dict[str, list[int]]:
     clock = Ticks()
     runner = Ticking(clock, device)
-    return timing.take_turn(runner, FEEDS, seconds=1e-6, min_iterations=20, max_iterations=20, clock=clock)
+    return timing.take_turn(runner, FEEDS, seconds=1e-6, min_iterations=20, max_iterations=20, clock=clock).series
 
 
 def test_on_a_cpu_compute_and_whole_are_told_apart():
@@ -75,11 +75,18 @@ def test_on_a_gpu_the_parts_are_series_and_the_whole_is_timed_undisturbed():
 
 def test_a_turn_lasts_as_long_as_asked_and_takes_what_it_must():
     clock = Ticks()
-    series = timing.take_turn(Ticking(clock), FEEDS, seconds=111 * 50 / 1e9, min_iterations=3, clock=clock)
+    series = timing.take_turn(Ticking(clock), FEEDS, seconds=111 * 50 / 1e9, min_iterations=3, clock=clock).series
     assert len(series["compute"]) == 50
     clock = Ticks()
-    series = timing.take_turn(Ticking(clock), FEEDS, seconds=0, min_iterations=5, clock=clock)
+    series = timing.take_turn(Ticking(clock), FEEDS, seconds=0, min_iterations=5, clock=clock).series
     assert len(series["compute"]) == 5
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_every_run_of_a_turn_is_counted(device):
+    clock = Ticks()
+    runner = Ticking(clock, device)
+    assert timing.take_turn(runner, FEEDS, seconds=0, min_iterations=20, clock=clock).runs == runner.count
 
 
 def test_the_collector_is_back_on_after_a_turn_that_failed():
@@ -109,7 +116,7 @@ def test_warm_up_outlasts_the_ramp():
     done = timing.warm_up(runner, FEEDS, min_seconds=0, max_seconds=60, clock=clock)
     assert done.steady
     assert 60 <= done.iterations <= 150
-    after = timing.take_turn(runner, FEEDS, seconds=1, clock=clock)["compute"]
+    after = timing.take_turn(runner, FEEDS, seconds=1, clock=clock).series["compute"]
     assert np.median(after) == pytest.approx(1e7, rel=0.03)
 
 
@@ -143,7 +150,9 @@ def rounds_of_drawn(draw, rounds=8, each=400):
     clock = Ticks()
     runner = Drawn(clock, draw)
     return [
-        timing.take_turn(runner, FEEDS, seconds=1e-9, min_iterations=each, max_iterations=each, clock=clock)["compute"]
+        timing.take_turn(runner, FEEDS, seconds=1e-9, min_iterations=each, max_iterations=each, clock=clock).series[
+            "compute"
+        ]
         for _ in range(rounds)
     ]
 
@@ -185,5 +194,5 @@ def test_a_warm_up_ramp_ends_before_the_samples():
     runner = Drawn(clock, lambda i: 2e6 * (1 + 4 * np.exp(-i / 20)))
     done = timing.warm_up(runner, FEEDS, min_seconds=0, clock=clock)
     assert done.steady
-    series = timing.take_turn(runner, FEEDS, seconds=1e-9, min_iterations=200, max_iterations=200, clock=clock)
+    series = timing.take_turn(runner, FEEDS, seconds=1e-9, min_iterations=200, max_iterations=200, clock=clock).series
     assert np.median(series["compute"]) == pytest.approx(2e6, rel=0.01)
