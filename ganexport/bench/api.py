@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def benchmark(
     cold_starts: int = 5,
     inputs: Sequence[TensorSpec] = (),
     dims: Sequence[Dim] = (),
+    baseline: str | None = None,
     peaks: bool = True,
     title: str = "",
     command: str = "",
@@ -59,7 +61,7 @@ def benchmark(
             (:data:`~ganexport.bench.candidates.LONE`) of ONE generator. Outputs are compared with the
             golden ones of the first artifact that has them, else with those of the first candidate that runs.
         backends: Only these; see :func:`~ganexport.bench.candidates.backend_names`.
-        devices: "cpu", "cuda"; by default the CPU, and the first GPU where there is one.
+        devices: "cpu", "cuda", and no other; by default the CPU, and the first GPU where there is one.
         batches: Of the offline scenario; by default the generator's smallest, optimal and largest.
         sizes: Of dimensions other than the batch; their optimum by default.
         scenarios: Of :data:`SCENARIOS`.
@@ -68,13 +70,14 @@ def benchmark(
         cores: Sets of CPU cores that candidates are pinned to, each measured; none pins nothing.
         seconds: Sampling time of each candidate in each cell, spread over the rounds.
         rounds: Turns of each candidate.
-        within: Add turns until every ratio to the first candidate is known within this share; 0 adds none.
+        within: Add turns until every ratio to the baseline is known within this share; 0 adds none.
         at_most: Seconds after which no turn is added in a cell.
         warm_up: Longest warm-up in seconds.
         server: Limits of the server scenario.
         cold_starts: Fresh processes a candidate in the cold-start scenario.
         inputs: What to feed to a lone file that does not say it itself.
         dims: Ranges of such a file's free dimensions.
+        baseline: Name of the candidate that others are held against; by default the first.
         peaks: Measure the machine's peaks for the roofline.
         title: Of the report.
         command: What to type to repeat it.
@@ -88,19 +91,17 @@ def benchmark(
         was measured until then, and a note that begins with "interrupted".
 
     Raises:
-        UsageError: Unknown scenario, backend or source, or nothing to measure.
+        UsageError: Unknown scenario, backend, source or baseline, a number out of range, or nothing to measure.
         ArtifactError: A damaged artifact.
     """
     for name in scenarios:
         if name not in SCENARIOS:
             raise unknown_name("scenario", name, SCENARIOS)
-    if seconds <= 0 or rounds < 1 or warm_up <= 0 or cold_starts < 1:
-        raise UsageError("seconds, rounds, warm-up and cold starts must be positive")
+    positive = {"seconds": seconds, "rounds": rounds, "warm-up": warm_up, "cold starts": cold_starts}
+    _require_in_range(positive, at_most, server or ServerPlan())
     if any(batch < 1 for batch in batches):
         raise UsageError(f"batch sizes must be positive, got {', '.join(map(str, batches))}")
     names = [str(source) for source in sources]
-    if server is not None and (server.trial_seconds <= 0 or server.slo_ms <= 0 or server.max_batch < 1):
-        raise UsageError("the server scenario's limit, batch and trial seconds must be positive")
     candidates = find_candidates(
         names,
         backends=backends,
@@ -114,7 +115,10 @@ def benchmark(
     if keep is not None:
         candidates = [candidate for candidate in candidates if keep(candidate)]
     if not candidates:
-        raise UsageError(f"nothing can run {', '.join(names) or 'no source'}; see: ganexport doctor")
+        where = f" on {' or '.join(devices)}" if devices else ""
+        raise UsageError(f"nothing can run {', '.join(names) or 'no source'}{where}; see: ganexport doctor")
+    if baseline is not None and baseline not in [candidate.name for candidate in candidates]:
+        raise unknown_name("baseline", baseline, [candidate.name for candidate in candidates])
     reference = _golden_of(names)
     plan = Plan(
         rounds=rounds,
@@ -123,6 +127,7 @@ def benchmark(
         turn_seconds=seconds / rounds,
         max_warm_seconds=warm_up,
         reference=reference,
+        baseline=baseline,
     )
     environment = describe()
     with Conductor(candidates, plan, progress, on_row) as conductor:
@@ -144,6 +149,16 @@ def benchmark(
     notes = (*conductor.notes, *_notes(rows))
     heading = title or f"{(spec.name if spec else Path(names[0]).name)} on {_machine(environment)}"
     return Report(SCHEMA_VERSION, heading, environment, rows, notes, command)
+
+
+def _require_in_range(positive: dict[str, float], at_most: float, server: ServerPlan) -> None:
+    limits = {"slo-ms": server.slo_ms, "max-batch": server.max_batch, "trial-seconds": server.trial_seconds}
+    for name, value in (positive | limits).items():
+        if not 0 < value < math.inf:
+            raise UsageError(f"{name} must be positive, got {value:g}")
+    for name, value in {"at-most": at_most, "max-delay-ms": server.max_delay_ms}.items():
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{name} must not be negative, got {value:g}")
 
 
 def _golden_of(sources: Sequence[str]) -> str | None:

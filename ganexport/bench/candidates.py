@@ -52,7 +52,7 @@ def find_candidates(
         sources: Artifacts, runs, models of ours, ``package.module:factory``, files as in :data:`LONE`.
         backends: Only these; names as in :func:`backend_names`. A backend that is asked for and has
             nothing to run gets a row with the reason.
-        devices: "cpu", "cuda", "cuda:1"; by default the CPU, and the first GPU where there is one.
+        devices: "cpu", "cuda", "cuda:1", and no other; by default the CPU, and the first GPU where there is one.
         threads: Thread counts to sweep; by default each backend's own choice.
         precisions: Of torch candidates; "fp32" by default. A single one is also what a lone file computes
             in that does not tell.
@@ -74,11 +74,11 @@ def find_candidates(
     found: list[Candidate] = []
     for source in sources:
         several = len(sources) > 1
-        choice = _Choice(tuple(backends), where, tuple(precisions), tuple(inputs), tuple(dims))
+        choice = _Choice(tuple(backends), where, bool(devices), tuple(precisions), tuple(inputs), tuple(dims))
         for candidate in _of_source(source, choice, sources):
             found += _with_threads(candidate, threads, source if several else "")
     found = _on_cores(found, cores)
-    found += [_nothing_to_run(name) for name in backends if not any(c.about["backend"] == name for c in found)]
+    found += [_nothing_to_run(name, devices) for name in backends if not any(c.about["backend"] == name for c in found)]
     return _distinct(found)
 
 
@@ -87,6 +87,7 @@ class _Choice(NamedTuple):
 
     backends: tuple[str, ...]
     devices: tuple[str, ...]
+    only: bool  # on those devices: asked for by name
     precisions: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     dims: tuple[Dim, ...]
@@ -178,7 +179,7 @@ def _of_file(
             continue
         reason = runner.unavailable() or ""
         usable = [d for d in choice.devices if d.partition(":")[0] in runner.devices]
-        for device in usable or runner.devices[:1]:
+        for device in usable if choice.only else usable or runner.devices[:1]:
             about: dict[str, Any] = {"backend": backend, "precision": precision, "device": device, "format": kind}
             arguments: dict[str, Any] = {"backend": backend, "device": device}
             if artifact is not None and file is not None:
@@ -276,13 +277,15 @@ def _on_cores(candidates: list[Candidate], cores: Sequence[tuple[int, ...]]) -> 
     return found or candidates
 
 
-def _nothing_to_run(backend: str) -> Candidate:
+def _nothing_to_run(backend: str, devices: Sequence[str]) -> Candidate:
     if backend in TORCH_MODES:
         why = "needs a run, a model or package.module:factory as a source, and only finished files were named"
     else:
         runner = BACKENDS.load(backend).RUNNER
         wanted = " or ".join(runner.formats)
-        why = runner.unavailable() or f"no {wanted} file among the sources; make one with ganexport convert"
+        elsewhere = devices and not {d.partition(":")[0] for d in devices} & set(runner.devices)
+        why = f"runs on {' or '.join(runner.devices)} alone, not on {' or '.join(devices)}" if elsewhere else ""
+        why = why or runner.unavailable() or f"no {wanted} file among the sources; make one with ganexport convert"
     return Candidate(backend, "", about={"backend": backend}, unavailable=why)
 
 

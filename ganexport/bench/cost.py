@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from ganexport.bench.digest import digest
 from ganexport.errors import UsageError
 from ganexport.measurement import Report
+
+
+def require_price(price_per_hour: float) -> None:
+    """Refuse a price that is none.
+
+    Raises:
+        UsageError: It is not positive.
+    """
+    if not 0 < price_per_hour < math.inf:
+        raise UsageError(f"--price-per-hour must be positive, got {price_per_hour:g}")
 
 
 def with_price(report: Report, price_per_hour: float) -> Report:
@@ -15,8 +27,7 @@ def with_price(report: Report, price_per_hour: float) -> Report:
     Raises:
         UsageError: The price is not positive.
     """
-    if not price_per_hour > 0:
-        raise UsageError(f"--price-per-hour must be positive, got {price_per_hour:g}")
+    require_price(price_per_hour)
     rows = []
     for row, line in zip(report.measurements, digest(report.measurements), strict=True):
         if line.throughput is None:

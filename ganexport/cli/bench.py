@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -16,6 +18,7 @@ from ganexport.errors import (
     EXIT_TERMINATED,
     BackendUnavailableError,
     InterruptedBySignalError,
+    OutputError,
     RegressionError,
     UsageError,
 )
@@ -84,7 +87,13 @@ def command() -> None:
 @command.command(cls=_DefaultCommand, name="measure", hidden=True)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--backends", callback=_names, metavar="A,B", help="Only these backends; by default all that fit.")
-@click.option("--device", "devices", callback=_names, metavar="D,…", help="cpu, cuda, cuda:1.")
+@click.option(
+    "--device",
+    "devices",
+    callback=_names,
+    metavar="D,…",
+    help="Only on these: cpu, cuda, cuda:1; by default the CPU, and a GPU where there is one.",
+)
 @click.option("--batch", "batches", callback=_numbers(int), metavar="N,…", help="Batch sizes of the offline scenario.")
 @click.option("--size", "sizes", multiple=True, metavar="NAME=N", help="Size of another free dimension.")
 @click.option(
@@ -127,7 +136,11 @@ def command() -> None:
 @click.option("--cold-starts", default=5, show_default=True, help="Fresh processes a candidate in cold-start.")
 @click.option("--input", "inputs", multiple=True, metavar="SPEC", help="Input of a lone file that does not say it.")
 @click.option("--dim", "dims", multiple=True, metavar="SPEC", help="Range of such a file's free dimension.")
-@click.option("--baseline", metavar="NAME", help="Candidate that speedups refer to; by default the first.")
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    help="Candidate that speedups refer to, by its name in the table; by default the first.",
+)
 @click.option("--price-per-hour", type=float, metavar="DOLLARS", help="Adds images a dollar to the rows.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Raw samples and conditions, JSON."
@@ -170,9 +183,14 @@ def measure(
     """
     from ganexport.bench.api import benchmark
     from ganexport.bench.candidates import parse_cores
+    from ganexport.bench.cost import require_price, with_price
     from ganexport.measure.plan import ServerPlan
     from ganexport.spec import parse_dim, parse_input
 
+    outputs = _Outputs(output, html_path, markdown_path)
+    outputs.require_writable(sources)
+    if price_per_hour is not None:
+        require_price(price_per_hour)
     with _console.progress("measuring") as (bar, task):
 
         def progress(text: str, done: int, total: int) -> None:
@@ -187,6 +205,7 @@ def measure(
                 slo_ms=slo_ms, max_batch=max_batch, max_delay_ms=max_delay_ms, trial_seconds=trial_seconds
             ),
             within=within or 0.0,
+            baseline=baseline,
             cores=[parse_cores(text) for text in cores],
             command=shlex.join(["ganexport", *sys.argv[1:]]) if sys.argv[1:2] == ["bench"] else "",
             progress=progress,
@@ -194,21 +213,19 @@ def measure(
             **options,
         )
     if price_per_hour is not None:
-        from ganexport.bench.cost import with_price
-
         report = with_price(report, price_per_hour)
-    _write(report, output, html_path, markdown_path, baseline)
-    if as_json:
-        _console.print_json(report)
-    else:
-        from ganexport.bench.table import print_report
+    with outputs.written(report, baseline):
+        if as_json:
+            _console.print_json(report)
+        else:
+            from ganexport.bench.table import print_report
 
-        print_report(report, _console.results(), baseline=baseline)
+            print_report(report, _console.results(), baseline=baseline)
     if by := report.interrupted_by:
         code = EXIT_TERMINATED if by == "SIGTERM" else EXIT_INTERRUPTED
         raise InterruptedBySignalError(f"stopped by {by}; {len(report.measurements)} rows were kept", exit_code=code)
     if not any(row.series for row in report.measurements):
-        reasons = [row.unavailable for row in report.measurements if row.unavailable]
+        reasons = [f"{row.candidate['name']}: {row.unavailable}" for row in report.measurements if row.unavailable]
         raise BackendUnavailableError(f"nothing could be measured: {reasons[0] if reasons else 'no candidate'}")
     return 0
 
@@ -220,22 +237,76 @@ def _size(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def _write(
-    report: Report, output: Path | None, html_path: Path | None, markdown_path: Path | None, baseline: str | None = None
-) -> None:
-    from ganexport.artifact import write_atomic
-    from ganexport.measurement import report_to_json
+class _Outputs(NamedTuple):
+    """The files that a report is written to."""
 
-    if output is not None:
-        write_atomic(output, report_to_json(report))
-    if html_path is not None:
+    json: Path | None
+    html: Path | None
+    markdown: Path | None
+
+    def require_writable(self, sources: Sequence[str] = ()) -> None:
+        """Refuse before minutes of measuring what could not be written after them.
+
+        Raises:
+            OutputError: It cannot be written.
+            UsageError: Two outputs are one file, or one is a source.
+        """
+        from ganexport.cli._output import require_writable
+
+        named = [path for path in self if path is not None]
+        for path in named:
+            require_writable(path)
+            if any(path.resolve() == Path(source).resolve() for source in sources):
+                raise UsageError(f"{path}: is what is measured; choose another output")
+        if len({path.resolve() for path in named}) < len(named):
+            raise UsageError("-o, --html and --markdown must name different files")
+
+    @contextlib.contextmanager
+    def written(self, report: Report, baseline: str | None = None) -> Iterator[None]:
+        """Write the report, then let the block print it, so that neither failure costs the other.
+
+        Raises:
+            OutputError: Something could not be written; the message says where the samples were kept.
+        """
+        from ganexport.artifact import write_atomic
         from ganexport.bench.html import to_html
-
-        write_atomic(html_path, to_html(report, baseline=baseline).encode())
-    if markdown_path is not None:
         from ganexport.bench.table import to_markdown
+        from ganexport.measurement import report_to_json
 
-        write_atomic(markdown_path, to_markdown(report, baseline=baseline).encode())
+        contents: tuple[Callable[[], bytes], ...] = (
+            lambda: report_to_json(report),
+            lambda: to_html(report, baseline=baseline).encode(),
+            lambda: to_markdown(report, baseline=baseline).encode(),
+        )
+        failures, kept = [], False
+        for path, content in zip(self, contents, strict=True):
+            if path is not None:
+                try:
+                    write_atomic(path, content())
+                    kept |= path is self.json
+                except OutputError as error:
+                    failures.append(str(error))
+        if failures and not kept:
+            failures.append(_rescue(report_to_json(report)))
+        try:
+            yield
+        finally:
+            if failures:
+                raise OutputError("; ".join(failures))
+
+
+def _rescue(content: bytes) -> str:
+    """Keep a report that has nowhere to go; says where."""
+    import tempfile
+
+    from ganexport.artifact import write_atomic
+
+    try:
+        path = Path(tempfile.gettempdir(), f"ganexport-bench-{os.getpid()}.json")
+        write_atomic(path, content)
+    except (OSError, OutputError):
+        return "what was measured is printed and nowhere else"
+    return f"what was measured is kept in {path}"
 
 
 def _read(path: Path) -> Report:
@@ -308,7 +379,9 @@ def merge(
     from ganexport.bench.compare import merge_reports
     from ganexport.bench.table import print_report
 
+    outputs = _Outputs(output, html_path, markdown_path)
+    outputs.require_writable()
     merged = merge_reports([_read(path) for path in reports], title)
-    _write(merged, output, html_path, markdown_path)
-    print_report(merged, _console.results())
+    with outputs.written(merged):
+        print_report(merged, _console.results())
     return 0

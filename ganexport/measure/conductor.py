@@ -207,8 +207,10 @@ class Conductor:
             return True
         if (index - self.plan.rounds) % 4:
             return False
-        first, *others = (cell.rounds("end_to_end") for cell in gathered.values())
-        ratios = (stats.ratio_interval(other, first) for other in others)
+        name = self.plan.baseline if self.plan.baseline in gathered else next(iter(gathered))
+        baseline = gathered[name].rounds("end_to_end")
+        others = (cell.rounds("end_to_end") for other, cell in gathered.items() if other != name)
+        ratios = (stats.ratio_interval(other, baseline) for other in others)
         return all(
             r.half_width <= self.plan.within and stats.verdict(r, self.plan.within) != "undecided" for r in ratios
         )

@@ -12,8 +12,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         rounds: Turns of each candidate in each cell; intervals are made from how rounds differ.
-        within: Go on with further rounds until every candidate's ratio to the first one is known within
+        within: Go on with further rounds until every candidate's ratio to the baseline is known within
             this share, or the verdict about it is clear; 0 stops after ``rounds``.
+        baseline: Name of that candidate; the first one where it is None or was not measured.
         at_most_seconds: But no longer than this in one cell.
         turn_seconds: Sampling time of a turn.
         min_iterations: Samples of a turn at least.
@@ -29,6 +30,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     rounds: int = 8
     within: float = 0.0
+    baseline: str | None = None
     at_most_seconds: float = 60.0
     turn_seconds: float = 0.25
     min_iterations: int = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -114,6 +115,16 @@ def test_merge_writes_one_report(measured, tmp_path):
         (("--size", "height"), "write NAME=N"),
         (("--batch", "1000"), "dimension 'batch' is 1000, allowed are 1 to 32"),
         (("--backends", "tensorrt"), "nothing could be measured"),
+        (("--seconds", "nan"), "seconds must be positive, got nan"),
+        (("--slo-ms", "inf"), "slo-ms must be positive, got inf"),
+        (("--at-most", "-1"), "at-most must not be negative"),
+        (("--price-per-hour", "0"), "--price-per-hour must be positive, got 0"),
+        (("--baseline", "onnxruntime"), "Did you mean 'onnxruntime fp32'? Known: onnxruntime fp32"),
+        (("--backends", "openvino", "--device", "cuda"), "openvino: runs on cpu alone, not on cuda"),
+        (("-o", "/proc/nowhere/b.json"), "/proc/nowhere/b.json: "),
+        (("--html", "/dev/null"), "/dev/null: is no regular file"),
+        (("-o", "x" * 250), "File name too long"),
+        (("-o", "b.out", "--markdown", "./b.out"), "must name different files"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_2(artifact, arguments, words):
@@ -149,6 +160,50 @@ def test_a_report_that_is_none(tmp_path):
     done = run("compare", path, path)
     assert done.returncode == 2
     assert "not a benchmark report" in done.stderr
+
+
+def test_a_device_that_was_asked_for_is_the_only_one(artifact):
+    candidates = find_candidates([str(artifact)], devices=("cuda",))
+    assert [c.name for c in candidates] == ["onnxruntime fp32 cuda"]
+    candidates = find_candidates([str(artifact)], devices=("cpu",))
+    assert {c.about["device"] for c in candidates} == {"cpu"}
+
+
+def test_a_source_is_no_output(tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(onnx_models.generator().SerializeToString())
+    done = run(path, *QUICK, "-o", path)
+    assert done.returncode == 2
+    assert "is what is measured; choose another output" in done.stderr
+    assert path.read_bytes() == onnx_models.generator().SerializeToString()
+
+
+def test_a_disk_that_is_full_afterwards_loses_nothing(artifact, measured, tmp_path):
+    """On a real file system of 4 KiB, in a mount namespace of its own."""
+    small, refuge, (_, folder) = tmp_path / "small", tmp_path / "refuge", measured
+    small.mkdir()
+    refuge.mkdir()
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", small], check=False).returncode:
+        pytest.skip("this kernel allows no mounts in user namespaces")
+
+    def run_beside(temporary, *arguments):
+        command = shlex.join([sys.executable, "-m", "ganexport", "bench", *map(str, arguments)])
+        script = f"mount -t tmpfs -o size=4k none {small} && TMPDIR={temporary} {command}"
+        return subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+
+    done = run_beside(refuge, artifact, "--backends", "onnxruntime", "--batch", "1", *QUICK, "-o", small / "b.json")
+    (kept,) = refuge.glob("ganexport-bench-*.json")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: {small}/b.json: the disk is full; free some space or write elsewhere; "
+        f"what was measured is kept in {kept}"
+    ]
+    assert report_from_json(kept.read_bytes()).measurements[0].series
+    assert "onnxruntime fp32" in done.stdout
+    done = run_beside(small, "merge", folder / "b.json", "--html", small / "m.html")
+    assert done.returncode == 2
+    assert done.stderr.endswith("write elsewhere; what was measured is printed and nowhere else\n")
+    assert "onnxruntime fp32" in done.stdout
 
 
 @pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])

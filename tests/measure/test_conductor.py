@@ -143,6 +143,13 @@ def test_when_a_ratio_counts_as_known(old, new, within, decided):
         assert conductor._decided({"old": old}, 8)
 
 
+def test_ratios_to_the_baseline_are_what_has_to_be_known():
+    gathered = {"first": cell(2.0, 0.001), "at the threshold of it": cell(2.1, 0.001), "slow": cell(4.0, 0.001)}
+    for baseline, decided in ((None, False), ("first", False), ("slow", True), ("crashed", False)):
+        with Conductor([], Plan(rounds=8, within=0.05, baseline=baseline)) as conductor:
+            assert conductor._decided(gathered, 8) == decided
+
+
 def test_added_rounds_end_with_their_time():
     plan = Plan(
         rounds=2, turn_seconds=0.02, min_warm_seconds=0.02, max_warm_seconds=0.1, within=1e-6, at_most_seconds=4
