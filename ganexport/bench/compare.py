@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ganexport import stats
-from ganexport.bench.digest import display_name, primary, rounds_of
+from ganexport.bench.digest import display_name, parity_words, primary, rounds_of
 from ganexport.environment import device_key
 from ganexport.errors import UsageError
 from ganexport.measurement import SCHEMA_VERSION, Measurement, Report
@@ -25,6 +25,7 @@ class Difference:
         sizes: Dimension sizes.
         comparison: New over old time; None when it could not be compared.
         reason: Why not.
+        lost: What the old report had and the new one has not, in words: the row, its samples or its right outputs.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Difference:
     sizes: dict[str, int]
     comparison: stats.Comparison | None = None
     reason: str = ""
+    lost: str = ""
 
     @property
     def verdict(self) -> str:
@@ -57,8 +59,11 @@ def compare_reports(old: Report, new: Report, threshold: float = 0.05) -> list[D
             "the two reports have no candidate in the same scenario and batch in common, so there is nothing to compare"
         )
     found = [_difference(before.get(key), row, threshold) for key, row in after.items()]
+    gone = "not measured any more" + (f" (interrupted by {new.interrupted_by})" if new.interrupted_by else "")
     found += [
-        Difference(display_name(row), *_cell(row), reason="only in the old report")
+        Difference(
+            display_name(row), *_cell(row), reason="only in the old report", lost="" if row.unavailable else gone
+        )
         for key, row in before.items()
         if key not in after
     ]
@@ -131,15 +136,18 @@ def _difference(old: Measurement | None, new: Measurement, threshold: float) -> 
         return Difference(name, scenario, sizes, reason="only in the new report")
     if old.unavailable and new.unavailable:
         return Difference(name, scenario, sizes, reason=f"ran in neither: {new.unavailable}")
-    if old.unavailable or new.unavailable:
-        side, reason = ("new", new.unavailable) if new.unavailable else ("old", old.unavailable)
-        return Difference(name, scenario, sizes, reason=f"{side}: {reason}")
+    if old.unavailable:
+        return Difference(name, scenario, sizes, reason=f"old: {old.unavailable}")
+    if new.unavailable:
+        return Difference(name, scenario, sizes, reason=f"new: {new.unavailable}", lost="runs no more")
+    words, wrong = parity_words(new.parity)
+    lost = f"outputs outside the tolerance now: {words}" if wrong and not parity_words(old.parity)[1] else ""
     if scenario == "server":
-        return Difference(name, scenario, sizes, _compare_rates(old, new, threshold))
+        return Difference(name, scenario, sizes, _compare_rates(old, new, threshold), lost, lost)
     before, after = rounds_of(old, primary(old)), rounds_of(new, primary(new))
     if not before or not after:
-        return Difference(name, scenario, sizes, reason="no samples")
-    return Difference(name, scenario, sizes, _judge(_unpaired(after, before), threshold))
+        return Difference(name, scenario, sizes, reason="no samples", lost="no samples any more" if before else "")
+    return Difference(name, scenario, sizes, _judge(_unpaired(after, before), threshold), lost, lost)
 
 
 def _unpaired(new: list[Any], old: list[Any]) -> stats.Interval:

@@ -24,6 +24,7 @@ from ganexport.errors import (
 )
 
 if TYPE_CHECKING:
+    from ganexport.bench.compare import Difference
     from ganexport.measurement import Report
 
 
@@ -326,7 +327,7 @@ def _read(path: Path) -> Report:
     "threshold",
     callback=_percent,
     metavar="SHARE",
-    help="Exit 1 when anything is slower by more than this.",
+    help="Exit 1 when a row is slower by more than this, and when one that ran is gone, fails or is wrong now.",
 )
 @_console.json_option
 def compare(old: Path, new: Path, threshold: float | None, as_json: bool) -> int:
@@ -350,16 +351,19 @@ def compare(old: Path, new: Path, threshold: float | None, as_json: bool) -> int
     else:
         print_differences(differences, changes, _console.results())
     slower = [
-        f"{d.name} ({d.scenario}, {d.comparison.ratio.value:.2f}x)"
-        for d in differences
-        if d.comparison and d.verdict == "slower"
+        f"{_where(d)} {d.comparison.ratio.value:.2f}x" for d in differences if d.comparison and d.verdict == "slower"
     ]
-    lost = [d for d in differences if not d.comparison and d.reason.startswith("new: ")]
+    lost = [f"{_where(d)}: {d.lost}" for d in differences if d.lost]
     if threshold is not None and (slower or lost):
         parts = [f"slower by more than {share:.0%}: {', '.join(slower)}"] if slower else []
-        parts += [f"runs no more: {', '.join(d.name for d in lost)}"] if lost else []
-        raise RegressionError("; ".join(parts))
+        raise RegressionError("; ".join(parts + lost))
     return 0
+
+
+def _where(found: Difference) -> str:
+    from ganexport.bench.digest import sizes_words
+
+    return f"{found.name} ({', '.join([found.scenario, *([sizes_words(found.sizes)] if found.sizes else [])])})"
 
 
 @command.command()

@@ -94,6 +94,22 @@ def test_compare_finds_no_difference_with_itself_and_a_real_one(measured, tmp_pa
     assert {d["verdict"] for d in machine["differences"]} <= {"slower", "not compared", "undecided"}
 
 
+def test_compare_fails_on_what_is_gone_or_wrong(measured, tmp_path):
+    _, folder = measured
+    content = json.loads((folder / "b.json").read_text())
+    gone, wrong = content["measurements"][0], content["measurements"][1]
+    wrong["parity"] = {"verdict": "fail", "psnr": 12.0}
+    content["measurements"].remove(gone)
+    (tmp_path / "new.json").write_text(json.dumps(content))
+    arguments = ("compare", folder / "b.json", tmp_path / "new.json")
+    assert run(*arguments).returncode == 0
+    found = run(*arguments, "--fail-if-slower", "50%")
+    assert found.returncode == 1
+    assert "onnxruntime fp32 (single-stream, batch 1): not measured any more" in found.stderr
+    assert f"{wrong['candidate']['name']} (single-stream, batch 1): outputs outside the tolerance now" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+
+
 def test_merge_writes_one_report(measured, tmp_path):
     _, folder = measured
     done = run("merge", folder / "b.json", folder / "b.json", "-o", tmp_path / "m.json", "--html", tmp_path / "m.html")

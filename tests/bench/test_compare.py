@@ -77,6 +77,29 @@ def test_what_is_missing_says_so():
         compare_reports(report(row("a")), report(row("b")))
 
 
+PASS, WRONG = {"verdict": "pass", "psnr": 90.0}, {"verdict": "fail", "psnr": 12.0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "notes", "lost"),
+    [
+        (row("b"), None, (), "not measured any more"),
+        (row("b"), None, ("interrupted by SIGTERM: 1 rows",), "not measured any more (interrupted by SIGTERM)"),
+        (row("b"), Measurement({"name": "b"}, row().conditions, unavailable="crashed"), (), "runs no more"),
+        (row("b"), Measurement({"name": "b"}, row().conditions), (), "no samples any more"),
+        (row("b", parity=PASS), row("b", parity=WRONG), (), "outputs outside the tolerance now: WRONG (12 dB)"),
+        (row("b", parity=WRONG), row("b", parity=WRONG), (), ""),
+        (row("b", parity=WRONG), row("b", parity=PASS), (), ""),
+        (Measurement({"name": "b"}, row().conditions, unavailable="no GPU"), None, (), ""),
+        (None, row("b", parity=WRONG), (), ""),
+    ],
+)
+def test_what_the_old_report_had_is_missed(old, new, notes, lost):
+    before, after = (report(*filter(None, rows)) for rows in ((row("a"), old), (row("a"), new)))
+    found = compare_reports(before, msgspec.structs.replace(after, notes=notes))
+    assert [d.lost for d in found if d.name == "b"] == [lost]
+
+
 def server(rate, refused):
     trials = [{"rate": rate, "kept": True}, {"rate": refused, "kept": False}]
     conditions = {"scenario": "server", "sizes": {}, "slo_ms": 50}
