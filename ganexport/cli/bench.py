@@ -133,7 +133,12 @@ def command() -> None:
 @click.option("--slo-ms", default=100.0, show_default=True, help="Server scenario: limit of the p99 latency.")
 @click.option("--max-batch", default=16, show_default=True, help="Server scenario: largest dynamic batch.")
 @click.option("--max-delay-ms", default=2.0, show_default=True, help="Server scenario: longest wait for company.")
-@click.option("--trial-seconds", default=3.0, show_default=True, help="Server scenario: length of each rate's trial.")
+@click.option(
+    "--trial-seconds",
+    default=3.0,
+    show_default=True,
+    help="Server scenario: length of each of 7 trials; each has 300 requests, which take a slow generator minutes.",
+)
 @click.option("--cold-starts", default=5, show_default=True, help="Fresh processes a candidate in cold-start.")
 @click.option("--input", "inputs", multiple=True, metavar="SPEC", help="Input of a lone file that does not say it.")
 @click.option("--dim", "dims", multiple=True, metavar="SPEC", help="Range of such a file's free dimension.")

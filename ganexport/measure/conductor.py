@@ -320,14 +320,15 @@ class Conductor:
             reason = ""
             try:
                 self.progress(f"server: {candidate.name}", number, len(self.candidates))
-                self._serve(worker, plan, trials)
+                reason = self._serve(worker, plan, trials, number)
                 worker.pause()
             except CandidateFailedError as failure:
                 reason = self._lose(candidate.name, failure)
             finally:
                 self._add(self._server_row(candidate, conditions, trials, reason))
 
-    def _serve(self, worker: WorkerProcess, plan: ServerPlan, trials: list[server.Trial]) -> None:
+    def _serve(self, worker: WorkerProcess, plan: ServerPlan, trials: list[server.Trial], number: int) -> str:
+        """Fill ``trials``; returns why there are none where even a request alone exceeds the limit."""
         from ganexport.measure.feeds import static_batch
         from ganexport.spec import spec_from_json
 
@@ -338,18 +339,24 @@ class Conductor:
         sizes = sorted(
             {largest, low, *(s for s in (1, 2, 4, 8, 16, 32, 64, 128) if low <= s < largest and not s % step)}
         )
-        rates: dict[int, float] = {}
+        medians: dict[int, float] = {}
         for size in (sizes[0], largest):
             worker.ask("prepare", self.plan.timeout, sizes={"batch": size} if batch is not None else {})
             worker.ask("warm", self.plan.timeout, min_seconds=0.1, max_seconds=self.plan.max_warm_seconds / 2)
             turn = worker.ask("turn", self.plan.timeout, seconds=0.3, min_iterations=3, max_iterations=1000)
-            rates[size] = size * 1e9 / stats.percentile(turn["series"]["end_to_end"], 50)
+            medians[size] = stats.percentile(turn["series"]["end_to_end"], 50)
+        if medians[sizes[0]] > plan.slo_ms * 1e6:
+            return f"no rate keeps p99 under {plan.slo_ms:g} ms: one alone takes {medians[sizes[0]] / 1e6:.3g} ms"
+        capacity = max(size * 1e9 / median for size, median in medians.items())
 
         def attempt(rate: float) -> server.Trial:
             count = max(int(rate * plan.trial_seconds), plan.min_requests)
+            seconds = count / min(rate, capacity)
+            said = f"server: {worker.candidate.name}, {rate:.3g} requests a second for {seconds:.0f} s"
+            self.progress(said, number, len(self.candidates))
             answer = worker.ask(
                 "serve",
-                self.plan.timeout,
+                self.plan.timeout + 2 * seconds,
                 rate=rate,
                 count=count,
                 sizes=sizes if batch is not None else [1],
@@ -368,7 +375,8 @@ class Conductor:
             trials.append(found)
             return found
 
-        server.highest_rate(attempt, 0.3 * max(rates.values()), 1.05 * max(rates.values()), steps=plan.steps)
+        server.highest_rate(attempt, 0.3 * capacity, 1.05 * capacity, steps=plan.steps)
+        return ""
 
     def _server_row(
         self, candidate: Candidate, conditions: dict[str, Any], trials: list[server.Trial], reason: str

@@ -21,7 +21,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         max_iterations: Samples of a turn at most.
         min_warm_seconds: Warm-up at least.
         max_warm_seconds: Warm-up at most; a candidate that is not steady by then says so in its row.
-        timeout: Seconds for one command (compiling included) before a candidate counts as hung.
+        timeout: Seconds for one command (compiling included) before a candidate counts as hung; a trial of the
+            server scenario has twice the time that its requests take besides.
         reference: File with reference inputs and outputs; without one the first candidate that
             opens is the reference. Empty string: no comparison.
         parity_batches: Batch sizes of that comparison, clipped to what the generator takes.

@@ -331,7 +331,28 @@ def test_a_limit_below_the_service_time_is_a_row_that_says_so():
     with Conductor([candidate("constant")], QUICK) as conductor:
         conductor.open()
         conductor.serve(plan)
-    assert "no rate kept p99 under 1 ms" in conductor.rows[0].unavailable
+    assert conductor.rows[0].unavailable.startswith("no rate keeps p99 under 1 ms: one alone takes 2.")
+    assert conductor.rows[0].facts["trials"] == []
+
+
+def test_a_limit_that_only_waiting_exceeds_is_a_row_that_says_so():
+    plan = ServerPlan(slo_ms=3, max_batch=1, trial_seconds=0.1, min_requests=100, steps=0)
+    with Conductor([candidate("constant")], QUICK) as conductor:
+        conductor.open()
+        conductor.serve(plan)
+    assert "no rate kept p99 under 3 ms (lowest tried: " in conductor.rows[0].unavailable
+
+
+def test_a_slow_generator_has_the_time_that_its_trial_takes():
+    """100 requests at 30 a second last 3 s; a command that may take 1.5 s is no reason to call them hung."""
+    plan = ServerPlan(slo_ms=1000, max_batch=1, trial_seconds=0.1, min_requests=100, steps=0)
+    said = []
+    with Conductor([candidate("constant", milliseconds=10.0)], QUICK, lambda text, *_: said.append(text)) as conductor:
+        conductor.open()
+        conductor.plan = msgspec.structs.replace(QUICK, timeout=1.5, max_warm_seconds=0.2)
+        conductor.serve(plan)
+    assert conductor.rows[0].facts["rate"] == pytest.approx(30, rel=0.2)
+    assert any("requests a second for 3 s" in text for text in said)
 
 
 def test_a_refused_command_leaves_the_worker_usable():
