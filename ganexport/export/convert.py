@@ -50,8 +50,8 @@ def convert(
     """Export a generator, prove each file against its source, and publish the artifact.
 
     Args:
-        source: A run, a trained model's name, ``package.module:factory``, an ``nn.Module``, an
-            artifact or an .onnx file. The last two need no torch.
+        source: A run, a trained model's name, ``package.module:factory``, an ``nn.Module`` (copied, and
+            left as it is), an artifact or an .onnx file. The last two need no torch.
         to: Formats: "torchscript", "onnx", "trt", "openvino", "aoti"; or "auto" alone: the fastest
             that this machine can run, see :func:`ganexport.export.auto.auto`.
         output: The artifact's folder. An artifact that is converted into itself keeps its files.

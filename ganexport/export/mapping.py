@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from ganexport.errors import UsageError
+from ganexport.export.prepare._copying import copied
 from ganexport.export.prepare.mapping import (
     MEAN_BATCH,
     MEAN_DRAWS,
     MEAN_SEED,
     Truncated,
     UpToMapping,
-    copied,
     replace,
     submodule,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.mapping import latent_moments, truncate_mapping
 from ganexport.export.prepare import prepare_module
+from ganexport.export.prepare._copying import copied
 from ganexport.export.prepare.autocast import HALF, FullPrecision
 from ganexport.export.prepare.mapping import MEAN_DRAWS
 from ganexport.export.prepare.randomness import MODES, refuse
@@ -80,7 +80,7 @@ def prepare(
     spec = msgspec.structs.replace(source.spec, outputs=found.outputs)
     finish, spec = _uint8(spec) if uint8 else (None, spec)
     supply, spec = _supply_noise(found, spec, noise)
-    changed = _copy(source.module)
+    changed = copied(source.module)
     passes = [*widened, *prepare_module(changed)]
     reference = Wrapped(source.module, names, source.call, rewrite=False, finish=finish, **supply)
     function = Wrapped(changed, names, source.call, rewrite=True, finish=finish, **supply)
@@ -110,14 +110,6 @@ def _full_precision(module: torch.nn.Module) -> list[str]:
                 if tensor is not None and tensor.dtype in HALF:
                     tensor.data = tensor.data.float()
     return [f"float32-weights: {len(low)} tensors of {str(low[0]).removeprefix('torch.')}"]
-
-
-def _copy(module: torch.nn.Module) -> torch.nn.Module:
-    """A deep copy; after the probe ran without gradients, even weight-normed modules allow it."""
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # noqa: BLE001 - copying runs the user's code
-        raise ExportError(f"the module cannot be copied ({type(error).__name__}: {error})") from None
 
 
 def bake_truncation(

@@ -48,7 +48,7 @@ class TorchSource:
     """A module with what is known of its inputs; outputs may still have to be probed.
 
     Attributes:
-        module: In whatever mode it came.
+        module: In whatever mode it came; free to be changed.
         spec: Inputs and dims; outputs are () when only running the module tells them.
         provenance: For the manifest.
         call: Keyword arguments of every call.
@@ -186,7 +186,7 @@ def _from_factory(text: str, description: Description) -> TorchSource:
     spec = None
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], GeneratorSpec):
         made, spec = made
-    return _from_module(made, description, text, spec)
+    return _from_module(made, description, text, spec, made=True)
 
 
 def _call_factory(text: str) -> Any:
@@ -258,12 +258,16 @@ def _current_directory_importable() -> Any:
                 sys.path.remove(here)
 
 
-def _from_module(module: Any, description: Description, name: str, spec: GeneratorSpec | None = None) -> TorchSource:
+def _from_module(
+    module: Any, description: Description, name: str, spec: GeneratorSpec | None = None, *, made: bool = False
+) -> TorchSource:
     torch = require_torch("exporting a module")
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{name}: gives a {type(module).__name__}, not an nn.Module or (nn.Module, GeneratorSpec)")
+    from ganexport.export.prepare._copying import ours
     from ganexport.export.weights import load_into, read_weights, weights_digest
 
+    module = ours(module, name, made=made)
     if description.weights is not None:
         load_into(module, read_weights(description.weights), str(description.weights), description.weights_key)
     elif description.weights_key is not None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils import weight_norm as old_weight_norm
 
 from ganexport.build.options import BuildOptions
-from ganexport.errors import ExportError
+from ganexport.errors import ExportError, UsageError
 from ganexport.export.convert import convert
 
 Z = {"inputs": ["z=normal[batch,16]"], "batch": "1:4:9"}
@@ -147,3 +152,67 @@ def test_a_recurrent_layer_over_a_free_length_is_traced_and_refused_by_aoti_in_o
         convert("generators.strange:LSTMVocoder", to="aoti", output=tmp_path / "aoti", **MEL)
     assert "\n" not in str(caught.value)
     assert "--to onnx" in str(caught.value)
+
+
+def state(module):
+    """Everything of a module that converting could change."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return (
+        {name: (t.dtype, t.requires_grad, t.tolist()) for name, t in tensors},
+        {name: (m.training, type(m), len(m._forward_pre_hooks)) for name, m in module.named_modules()},
+        torch.get_rng_state().tolist(),
+    )
+
+
+def test_a_module_in_training_is_converted_and_stays_as_it_was(tmp_path):
+    class Training(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = parametrizations.spectral_norm(nn.Linear(16, 8))
+            self.low = nn.Linear(8, 8).bfloat16()
+            self.norm = nn.BatchNorm1d(8)
+            with pytest.warns(FutureWarning):
+                self.last = old_weight_norm(nn.Linear(8, 12))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, z):
+            self.calls += 1
+            hidden = self.low(self.first(z).bfloat16()).float()
+            return torch.tanh(self.last(self.norm(hidden))).view(-1, 3, 2, 2)
+
+    torch.manual_seed(0)
+    module = Training()
+    module(torch.randn(4, 16)).sum().backward()  # weight norm now holds a tensor with a history
+    before = state(module)
+    gradients = {name: p.grad.clone() for name, p in module.named_parameters()}
+    made = convert(
+        module, to=["onnx", "torchscript"], output=tmp_path / "out", verify_budget=5, mapping="first", truncation=0.7,
+        **Z,
+    )  # fmt: skip
+    assert {f.certificate.verdict for f in made.manifest.files} == {"pass"}
+    assert state(module) == before
+    assert all(torch.equal(p.grad, gradients[name]) for name, p in module.named_parameters())
+    module(torch.randn(4, 16)).sum().backward()
+
+
+def test_a_module_without_values_or_a_copy_is_refused_in_one_line(tmp_path):
+    class Locked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(16, 12)
+            self.inner.guard = threading.Lock()
+
+        def forward(self, z):
+            return self.inner(z)
+
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(16, 12))
+    for module, error, words in (
+        (empty, UsageError, "0.weight is on the meta device"),
+        (nn.Sequential(nn.LazyLinear(12)), UsageError, "0.weight has no size yet"),
+        (Locked(), ExportError, r"cannot be copied: guard of Linear \(TypeError"),
+    ):
+        with pytest.raises(error, match=words) as caught:
+            convert(module, to="onnx", output=tmp_path / "out", **Z)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()

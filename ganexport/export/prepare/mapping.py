@@ -6,13 +6,13 @@ Any sub-module serves whose one tensor everything else is made from: it is named
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import nn
 
 from ganexport.errors import ExportError, UsageError
+from ganexport.export.prepare._copying import copied
 
 #: Draws over which the mean latent is taken, and how many run at once.
 MEAN_DRAWS, MEAN_BATCH = 4096, 256
@@ -51,7 +51,28 @@ def replace(module: nn.Module, path: str, made: nn.Module) -> None:
     module.get_submodule(parent)._modules[name] = made
 
 
-class _Through(nn.Module):
+class _StandIn(nn.Module):
+    """Stands in a sub-module's place, with its attributes for those who read them.
+
+    Args:
+        inner: What stood there.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        """The inner module's, where this one has none; how to copy it is nobody else's affair."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+            return getattr(super().__getattr__("inner"), name)
+
+
+class _Through(_StandIn):
     """Stands in the place of a sub-module on the way to the mapping network.
 
     Exporters follow the calls of modules, and one that is left by an exception breaks their account. Calling this one
@@ -60,15 +81,8 @@ class _Through(nn.Module):
     """
 
     def __init__(self, inner: nn.Module, stop: bool, path: str) -> None:
-        super().__init__()
-        self.inner, self.stop, self.path = inner, stop, path
-
-    def __getattr__(self, name: str) -> Any:
-        """The inner module's, where this one has none."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
+        super().__init__(inner)
+        self.stop, self.path = stop, path
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Run what stands behind, and stop where that was the mapping network."""
@@ -119,18 +133,6 @@ class UpToMapping(nn.Module):
         )
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy.
-
-    Raises:
-        ExportError: The user's module does not allow it.
-    """
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # noqa: BLE001 - copying runs the user's code
-        raise ExportError(f"the module cannot be copied ({type(error).__name__}: {error})") from None
-
-
 class _Held:
     """What a stand-in returns, and how often it was asked; apart, since exporters put modules' attributes back."""
 
@@ -139,7 +141,7 @@ class _Held:
         self.calls = 0
 
 
-class Given(nn.Module):
+class Given(_StandIn):
     """Stands in the mapping network's place and returns the w that it was given.
 
     Args:
@@ -147,16 +149,8 @@ class Given(nn.Module):
     """
 
     def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+        super().__init__(inner)
         self.held = _Held()
-
-    def __getattr__(self, name: str) -> Any:
-        """The inner module's, where this one has none."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
 
     def forward(self, *_: Any, **__: Any) -> torch.Tensor:
         """w."""
@@ -205,7 +199,7 @@ class FromMapping(nn.Module):
         return value
 
 
-class Truncated(nn.Module):
+class Truncated(_StandIn):
     """A mapping network whose w is pulled towards the mean: mean + psi (w - mean).
 
     Args:
@@ -215,17 +209,10 @@ class Truncated(nn.Module):
     """
 
     def __init__(self, inner: nn.Module, mean: torch.Tensor, psi: float) -> None:
-        super().__init__()
-        self.inner, self.psi = inner, psi
+        super().__init__(inner)
+        self.psi = psi
         self.latent_mean: torch.Tensor
         self.register_buffer("latent_mean", mean)
-
-    def __getattr__(self, name: str) -> Any:
-        """The inner module's, where this one has none."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
 
     def forward(self, *inputs: Any, **keywords: Any) -> torch.Tensor:
         """The truncated w."""
