@@ -134,6 +134,11 @@ def _cpu() -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _memory() -> int | None:
     total = re.search(r"^MemTotal:\s*(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
     limit = _read("/sys/fs/cgroup/memory.max").strip()

@@ -10,12 +10,13 @@ from typing import Any
 
 from ganexport.artifact import MANIFEST, Artifact
 from ganexport.bench import roofline
-from ganexport.bench.candidates import find_candidates, onnx_file_of, onnx_spec
-from ganexport.environment import describe
+from ganexport.bench.candidates import find_candidates, onnx_file_of, onnx_spec, parse_cores
+from ganexport.environment import describe, usable_cores
 from ganexport.errors import STOPS, GanExportError, UsageError, stop_name, unknown_name
 from ganexport.measure.candidate import Candidate
 from ganexport.measure.conductor import Conductor
 from ganexport.measure.feeds import static_batch
+from ganexport.measure.peaks import THREAD_VARIABLES
 from ganexport.measure.plan import Plan, Progress, ServerPlan, silent
 from ganexport.measure.process import CandidateFailedError, WorkerProcess
 from ganexport.measurement import SCHEMA_VERSION, Measurement, Report
@@ -219,23 +220,34 @@ def _with_roofline(
                 costs[key] = roofline.count(path, onnx_spec(path) if spec is None else spec, row.conditions["sizes"])
     peaks: dict[str, Any] = {}
     wanted: dict[str, set[str]] = {}
+    limits: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row.series:
-            device = str(row.candidate.get("device", "cpu"))
-            wanted.setdefault(device, set()).add(str(row.candidate.get("precision", "fp32")))
-    for device, precisions in wanted.items():
-        progress(f"peak of {device}", 0, 1)
-        found = _measure_peaks(device, sorted(precisions - {"int8"}))
+            key = roofline.peak_key(row.candidate)
+            limits.setdefault(key, row.candidate)
+            wanted.setdefault(key, set()).add(str(row.candidate.get("precision", "fp32")))
+    for key, precisions in wanted.items():
+        progress(f"peak of {key}", 0, 1)
+        found = _measure_peaks(
+            str(limits[key].get("device", "cpu")),
+            sorted(precisions - {"int8"}),
+            threads=limits[key].get("threads"),
+            cores=parse_cores(limits[key].get("cores", "")) if limits[key].get("cores") else (),
+        )
         if found is not None:
-            peaks[device.partition(":")[0]] = found
+            peaks[key] = found
     environment["peaks"] = peaks
     return tuple(roofline.annotate(rows, costs, peaks))
 
 
-def _measure_peaks(device: str, precisions: list[str]) -> dict[str, Any] | None:
-    with WorkerProcess(Candidate("peaks", "")) as worker:
+def _measure_peaks(
+    device: str, precisions: list[str], *, threads: int | None = None, cores: tuple[int, ...] = ()
+) -> dict[str, Any] | None:
+    threads = threads or len(cores) or usable_cores()
+    variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    with WorkerProcess(Candidate("peaks", "", variables=variables, cores=cores)) as worker:
         try:
-            arguments = {"device": device, "precisions": precisions}
+            arguments = {"device": device, "precisions": precisions, "threads": threads}
             answer = worker.ask("call", 120, function="ganexport.measure.peaks:measure", arguments=arguments)
         except CandidateFailedError:
             return None

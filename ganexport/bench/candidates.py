@@ -185,6 +185,7 @@ def _of_file(
             if artifact is not None and file is not None:
                 arguments |= {"artifact": str(artifact.path), "path": file.path, "settings": dict(file.settings)}
                 about["file_bytes"] = artifact.bytes_of(file)
+                about |= {name: value for name, value in file.settings.items() if name == "threads"}
             else:
                 assert path is not None
                 assert spec is not None

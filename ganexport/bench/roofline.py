@@ -137,7 +137,7 @@ def annotate(rows: Sequence[Measurement], costs: Mapping[str, Cost], peaks: Mapp
     Args:
         rows: Measurements.
         costs: Cost of a sample by the cell's sizes without the batch (see :func:`cell_key`).
-        peaks: ``device kind`` → what :func:`ganexport.measure.peaks.measure` returned.
+        peaks: :func:`peak_key` → what :func:`ganexport.measure.peaks.measure` returned.
     """
     return [_annotate(row, costs, peaks) for row in rows]
 
@@ -147,9 +147,20 @@ def cell_key(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{name}={size}" for name, size in sorted(sizes.items()) if name != BATCH)
 
 
+def peak_key(candidate: Mapping[str, Any]) -> str:
+    """Which peaks a candidate is held against: its kind of device, and the threads and cores it was limited to."""
+    kind = str(candidate.get("device", "cpu")).partition(":")[0]
+    if kind != "cpu":
+        return kind
+    cores, threads = candidate.get("cores"), candidate.get("threads")
+    limits = [f"cores {cores}"] if cores else []
+    limits += [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []
+    return " ".join([kind, *limits])
+
+
 def _annotate(row: Measurement, costs: Mapping[str, Cost], peaks: Mapping[str, Any]) -> Measurement:
     cost = costs.get(cell_key(row.conditions.get("sizes", {})))
-    peak = peaks.get(str(row.candidate.get("device", "cpu")).partition(":")[0])
+    peak = peaks.get(peak_key(row.candidate))
     compute = next((s for s in row.series if s.name == "compute"), None)
     if cost is None or peak is None or compute is None or not cost.flops:
         return row

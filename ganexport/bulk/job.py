@@ -23,6 +23,7 @@ from ganexport.artifact import sha256_file, write_atomic, writing
 from ganexport.bulk.making import Ledger, ShardMaker, make_here
 from ganexport.bulk.plan import JOB, SCHEMA_VERSION, Job, Progress, shard_entry, shard_name
 from ganexport.bulk.shards import CHECKSUMS, FORMATS, require_parquet
+from ganexport.environment import usable_cores
 from ganexport.errors import OutputError, UsageError, unknown_name
 from ganexport.runtime._images import image_tensor
 from ganexport.runtime.generator import Generator
@@ -105,7 +106,7 @@ def generate_bulk(
             from ganexport.bulk.on_ray import make_on_ray
 
             return make_on_ray(generator, ledger, address, threads=threads)
-        return make_here(ShardMaker(generator, folder, job, workers or _cores()), ledger)
+        return make_here(ShardMaker(generator, folder, job, workers or usable_cores()), ledger)
 
 
 def _job(
@@ -132,10 +133,6 @@ def _job(
         sizes=dict(sizes or {}),
         **asked,
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

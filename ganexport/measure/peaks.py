@@ -5,12 +5,19 @@ Called in a worker process of its own, so that nothing else runs.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from ganexport.environment import usable_cores
+from ganexport.runtime.base import Array
+
+#: What numpy's libraries take their number of threads from.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 #: Side of the square matrices; large enough to be bound by arithmetic, small enough for a second.
 _SIDE = {"cpu": 1536, "cuda": 8192}
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
@@ -22,11 +29,12 @@ def measure(device: str = "cpu", precisions: list[str] | None = None, threads: i
     Args:
         device: "cpu" or "cuda:0".
         precisions: Of "fp32", "tf32", "bf16", "fp16"; those that need torch are left out without it.
-        threads: torch's threads; numpy's follow the environment.
+        threads: Of the CPU that compute and copy; as many as this process may use cores when not given. numpy's
+            products follow the environment (:data:`THREAD_VARIABLES`).
 
     Returns:
         ``gemm`` (precision → operations a second, two a multiply-accumulate) and ``copy`` (bytes a
-        second, read and written bytes both counted).
+        second, read and written bytes both counted; of one thread or of all together, whichever is more).
     """
     torch = _torch(precisions or ["fp32"], device)
     if torch is not None and threads is not None:
@@ -36,7 +44,11 @@ def measure(device: str = "cpu", precisions: list[str] | None = None, threads: i
         rates = [rate for rate in (_numpy_gemm(precision, device), _torch_gemm(torch, precision, device)) if rate]
         if rates:
             gemm[precision] = max(rates)
-    return {"device": device, "gemm": gemm, "copy": _copy(torch, device)}
+    if device == "cpu":  # some machines give all they have to one thread, and less to several
+        copy = max(_copy(count) for count in {1, threads or usable_cores()})
+    else:
+        copy = _torch_copy(torch, device)
+    return {"device": device, "gemm": gemm, "copy": copy}
 
 
 def _torch(precisions: list[str], device: str) -> Any:
@@ -87,15 +99,35 @@ def _torch_gemm(torch: Any, precision: str, device: str) -> float | None:
     return _best(run, 2 * side**3)
 
 
-def _copy(torch: Any, device: str) -> float:
-    count = _COPY_BYTES[device.partition(":")[0]]
-    if device == "cpu":
-        source, target = np.ones(count // 8), np.empty(count // 8)
-        return _best(lambda: np.copyto(target, source), 2 * count)
-    source, target = (torch.empty(count, dtype=torch.uint8, device=device) for _ in range(2))
+def _copy(threads: int) -> float:
+    """Bytes a second of threads that each copy arrays of their own, which they were the first to touch."""
+    count = _COPY_BYTES["cpu"] // 8 // threads
+    together = threading.Barrier(threads)
+    repeats = max(1, threads // 4)  # copies of one task, so that handing out many tasks takes no time beside them
+
+    def again(target: Array, source: Array) -> None:
+        for _ in range(repeats):
+            np.copyto(target, source)
+
+    def touch(_index: int) -> tuple[Array, Array]:
+        together.wait()  # so that no thread takes the arrays of two
+        return np.ones(count), np.ones(count)
+
+    with ThreadPoolExecutor(threads, "copy") as pool:
+        pairs = list(pool.map(touch, range(threads)))
+
+        def run() -> None:
+            for done in [pool.submit(again, target, source) for source, target in pairs]:
+                done.result()
+
+        return _best(run, repeats * 2 * 8 * count * threads)
+
+
+def _torch_copy(torch: Any, device: str) -> float:
+    source, target = (torch.empty(_COPY_BYTES["cuda"], dtype=torch.uint8, device=device) for _ in range(2))
 
     def run() -> None:
         target.copy_(source)
         torch.cuda.synchronize(device)
 
-    return _best(run, 2 * count)
+    return _best(run, 2 * _COPY_BYTES["cuda"])

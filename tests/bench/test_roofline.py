@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ganexport.bench import roofline
+from ganexport.bench.api import _with_roofline
+from ganexport.measure import peaks
 from ganexport.measurement import Measurement, Series
 from tests.bench import onnx_models
 
@@ -65,6 +72,48 @@ def test_share_and_bound():
     assert roof["bound"] == "memory"
     assert roof["roof"] == pytest.approx(0.25 * 10e9)
     assert roof["share"] == pytest.approx(4e6 / 0.004 / 2.5e9)
+
+
+def test_every_row_is_held_against_the_threads_it_had(tmp_path):
+    path, environment = tmp_path / "g.onnx", {}
+    path.write_bytes(onnx_models.generator().SerializeToString())
+    one = msgspec.structs.replace(row(4), candidate={"name": "ort", "device": "cpu", "threads": 1})
+    (found,) = _with_roofline((one,), [str(path)], None, environment, lambda *_: None)
+    peak = environment["peaks"]["cpu 1 thread"]
+    roof = found.facts["roofline"]
+    assert roof["roof"] == pytest.approx(min(peak["gemm"]["fp32"], roof["intensity"] * peak["copy"]))
+    everything = {"cpu": {"gemm": {"fp32": 9 * peak["gemm"]["fp32"]}, "copy": 9 * peak["copy"]}}
+    cost = {"": roofline.count(path, None, {})}
+    (again,) = roofline.annotate([one], cost, environment["peaks"] | everything)
+    assert again.facts["roofline"] == roof
+    (none,) = roofline.annotate([one], cost, everything)
+    assert "roofline" not in none.facts
+
+
+@pytest.mark.parametrize(
+    ("candidate", "key"),
+    [
+        ({}, "cpu"),
+        ({"device": "cuda:1", "threads": 2}, "cuda"),
+        ({"device": "cpu", "threads": 1, "cores": "0,1"}, "cpu cores 0,1 1 thread"),
+    ],
+)
+def test_which_peaks_count(candidate, key):
+    assert roofline.peak_key(candidate) == key
+
+
+def test_the_bandwidth_is_that_of_all_threads():
+    spent: dict[int, float] = {}
+    measuring = threading.Thread(target=peaks._copy, args=(3,))
+    measuring.start()
+    while measuring.is_alive():
+        for thread in threading.enumerate():
+            task = Path(f"/proc/self/task/{thread.native_id}/schedstat")
+            if thread.name.startswith("copy") and task.exists():
+                spent[thread.native_id] = int(task.read_text().split()[0]) / 1e9
+        time.sleep(0.02)
+    assert len(spent) == 3
+    assert min(spent.values()) > 0.3 * max(spent.values())
 
 
 def test_weights_are_shared_by_the_batch():
