@@ -245,7 +245,7 @@ def test_a_signal_writes_what_was_measured(artifact, tmp_path, number, code, nam
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
 def test_a_signal_while_the_peaks_are_measured_loses_nothing(artifact, monkeypatch, stop):
-    def interrupted(*_):
+    def interrupted(*_, **_limits):
         raise stop
 
     monkeypatch.setattr("ganexport.bench.api._measure_peaks", interrupted)
