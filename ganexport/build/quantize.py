@@ -31,6 +31,7 @@ from ganexport.build import onnx_file
 from ganexport.environment import int8_overflows
 from ganexport.errors import ExportError, MissingDependencyError, UsageError
 from ganexport.parity import Comparison, tolerance
+from ganexport.runtime.onnxruntime import exact_session
 from ganexport.seeding import Sampling
 from ganexport.spec import BATCH, GeneratorSpec
 
@@ -737,8 +738,7 @@ def _session(onnxruntime: Any, model: onnx.ModelProto) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     # What the numbers say, not what a processor without VNNI makes of them.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = exact_session(model.SerializeToString(), options)
     _SESSIONS.clear()
     _SESSIONS[id(model)] = (model, session)
     return session

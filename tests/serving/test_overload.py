@@ -1,7 +1,8 @@
 """Five minutes at twice the capacity: 429 for what is too much, memory flat, and the rest on time.
 
 What was reached is printed (pytest -s); ``GANEXPORT_OVERLOAD_OUTPUT`` names a file that keeps every latency.
-Times are asserted against the batches of the same minutes, so that a slow machine is no failure; a busy one may be.
+Times are asserted against the batches of the same moments, and the rate against the engine alone before and after each
+half minute: machines whose processors are shared change their speed by half within minutes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import asyncio
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,6 +26,8 @@ from ganexport.seeding import latents
 from ganexport.spec import Dim
 
 SECONDS = float(os.environ.get("GANEXPORT_OVERLOAD_SECONDS", "300"))
+#: Seconds of load between two looks at the engine alone.
+ROUND = min(30.0, SECONDS)
 IMAGES = 16
 BATCH = 64
 #: A stream a core: one batch of 64 on all cores, or so many smaller ones beside each other, as many pictures at a time.
@@ -33,8 +38,8 @@ DELAY_MS = 50
 WINDOW = 5.0
 
 
-def offline_rate(path: Path, seconds: float = 5.0) -> tuple[float, float]:
-    """Images a second, and seconds a batch, of the engine alone."""
+def batch_alone(path: Path, seconds: float = 4.0) -> float:
+    """Seconds a batch of the engine alone takes, with nothing else to do."""
     with ganexport.load(path) as generator:
         feeds = latents(generator.spec, n=BATCH)
         generator.run(feeds)
@@ -44,8 +49,7 @@ def offline_rate(path: Path, seconds: float = 5.0) -> tuple[float, float]:
             began = time.perf_counter()
             generator.run(feeds)
             times.append(time.perf_counter() - began)
-    batch = float(np.median(times))
-    return BATCH / batch, batch
+    return float(np.median(times))
 
 
 class _Connections:
@@ -113,8 +117,8 @@ def batch_seconds(server: Served) -> tuple[float, float]:
 
 
 async def watched(server: Served, rate: float) -> tuple[list[tuple[int, float, float]], list[tuple[float, float]]]:
-    """:func:`offer` for SECONDS, and (moment, mean seconds of a batch since the moment before) every WINDOW."""
-    load = asyncio.create_task(offer(server.client.url, rate, SECONDS))
+    """:func:`offer` for a ROUND, and (moment, mean seconds of a batch since the moment before) every WINDOW."""
+    load = asyncio.create_task(offer(server.client.url, rate, ROUND))
     began, before, windows = time.perf_counter(), batch_seconds(server), []
     while not load.done():
         await asyncio.wait([load], timeout=WINDOW)
@@ -123,6 +127,32 @@ async def watched(server: Served, rate: float) -> tuple[list[tuple[int, float, f
             windows.append((time.perf_counter() - began, (now[0] - before[0]) / (now[1] - before[1])))
             before = now
     return load.result(), windows
+
+
+class _Round(NamedTuple):
+    """One half minute: what was answered, and the engine alone around it."""
+
+    statuses: Counter[int]
+    latencies: np.ndarray  # of what was accepted
+    limits: np.ndarray  # for each of those: the delay and two batches of its own moment
+    batches: tuple[float, float]  # seconds a batch takes alone, before and after
+    windows: list[tuple[float, float]]
+
+    @property
+    def possible(self) -> float:
+        """Images that the engine alone would have made in this time."""
+        return ROUND * BATCH * float(np.mean([1 / seconds for seconds in self.batches]))
+
+
+def one_round(server: Served, path: Path, before: float) -> _Round:
+    """A ROUND of twice what the engine alone made just before."""
+    results, windows = asyncio.run(watched(server, 2 * BATCH / before / IMAGES))
+    answered = [(moment + seconds, seconds) for status, moment, seconds in results if status == 200]
+    ends, means = np.array(windows).T
+    around = means[np.searchsorted(ends, [end for end, _ in answered]).clip(max=len(ends) - 1)]
+    latencies = np.array([seconds for _, seconds in answered])
+    statuses = Counter(status for status, _, _ in results)
+    return _Round(statuses, latencies, DELAY_MS / 1e3 + 2 * around, (before, batch_alone(path)), windows)
 
 
 def resident(pids: list[int]) -> int:
@@ -145,36 +175,33 @@ def keep(path: Path, accepted: np.ndarray, report: dict[str, object]) -> None:
 @pytest.mark.timeout(900)
 def test_twice_the_capacity(tmp_path: Path) -> None:
     path = make_artifact(tmp_path / "heavy", work=200, dim=Dim("batch", 1, BATCH, BATCH)).path
-    capacity, batch = offline_rate(path)
     options = {"streams": STREAMS, "max-batch": max(IMAGES, BATCH // STREAMS), "max-delay-ms": DELAY_MS, "reload": 0}
     server = Served(path, tmp_path, *(text for name, value in options.items() for text in (f"--{name}", str(value))))
     try:
-        asyncio.run(offer(server.client.url, 2 * capacity / IMAGES, 10.0))  # warm
+        alone = batch_alone(path)
+        asyncio.run(offer(server.client.url, 2 * BATCH / alone / IMAGES, 10.0))  # warm
         pids = [server.process.pid, *server.replica_pids()]
-        before = resident(pids)
-        results, windows = asyncio.run(watched(server, 2 * capacity / IMAGES))
+        before, rounds = resident(pids), []
+        alone = batch_alone(path)
+        while len(rounds) * ROUND < SECONDS:
+            rounds.append(one_round(server, path, alone))
+            alone = rounds[-1].batches[1]
         after = resident(pids)
     finally:
         code = server.stop()
-    capacity_after, batch_after = offline_rate(path)
-    statuses = {status: sum(r[0] == status for r in results) for status in {r[0] for r in results}}
-    answered = [(moment + seconds, seconds) for status, moment, seconds in results if status == 200]
-    accepted = np.array([seconds for _, seconds in answered])
+    statuses = sum((r.statuses for r in rounds), Counter())
+    accepted, limits = (np.concatenate([getattr(r, name) for r in rounds]) for name in ("latencies", "limits"))
+    shares = [len(r.latencies) * IMAGES / r.possible for r in rounds]
+    share = len(accepted) * IMAGES / sum(r.possible for r in rounds)
     p50, p99 = np.percentile(accepted, [50, 99])
-    ends, means = np.array(windows).T
-    around = means[np.searchsorted(ends, [end for end, _ in answered]).clip(max=len(ends) - 1)]
-    served, limits = float(np.mean(means)), DELAY_MS / 1e3 + 2 * around
-    share = len(accepted) * IMAGES / SECONDS / np.mean([capacity, capacity_after])
     report = {
-        "offered_images_per_second": 2 * capacity,
-        "offline_images_per_second": [capacity, capacity_after],
-        "served_images_per_second": len(accepted) * IMAGES / SECONDS,
-        "offline_batch_seconds": [batch, batch_after],
-        "served_batch_seconds": served,
+        "offline_images_per_second": [BATCH / seconds for r in rounds for seconds in r.batches],
+        "served_images_per_second": [len(r.latencies) * IMAGES / ROUND for r in rounds],
+        "batch_seconds_by_window": [[[round(end, 1), round(mean, 4)] for end, mean in r.windows] for r in rounds],
         "p50_seconds": p50,
         "p99_seconds": p99,
-        "batch_seconds_by_window": [[round(end, 1), round(mean, 4)] for end, mean in windows],
         "p99_of_seconds_over_limit": float(np.percentile(accepted / limits, 99)),
+        "shares_of_the_offline_rate": shares,
         "share_of_the_offline_rate": share,
         "statuses": {str(status): count for status, count in statuses.items()},
         "resident_bytes": [before, after],
@@ -183,9 +210,9 @@ def test_twice_the_capacity(tmp_path: Path) -> None:
         keep(Path(output), accepted, report)
     print(json.dumps(report, indent=2))  # noqa: T201 - asked for with -s
     assert set(statuses) <= {200, 429, 503}, statuses
-    assert statuses.get(429, 0) > 0
-    assert len(accepted) > 0.2 * len(results)
+    assert statuses[429] > 0
+    assert len(accepted) > 0.2 * statuses.total()
     assert np.percentile(accepted / limits, 99) <= 1, "accepted requests waited for more than two batches"
-    assert share >= 0.85 or batch < 0.1, f"{share:.0%} of the engine's own rate"
+    assert share >= 0.85 or min(r.batches[0] for r in rounds) < 0.1, f"{share:.0%} of the engine's own rate"
     assert after < before * 1.1 + (32 << 20), "memory grew"
     assert code == 143
