@@ -31,6 +31,8 @@ from ganexport.seeding import batched
 from ganexport.spec import spec_to_json
 
 LOCK = ".lock"
+#: Most shards of a job: as many as keep their names in order.
+SHARDS = 1_000_000
 
 
 def generate_bulk(
@@ -92,9 +94,11 @@ def generate_bulk(
         require_parquet()
     asked: dict[str, Any] = {"seed": seed, "start": start, "labels": labels, "truncation": truncation}
     generator.batches(n, sizes, batch_size=batch_size, **asked)  # refuses what is out of range
-    size = shard_size or kind.shard_size
+    size = kind.shard_size if shard_size is None else shard_size
     if size < 1:
         raise UsageError(f"shard size is {size}, it must be at least 1")
+    if n > size * SHARDS:
+        raise UsageError(f"{n} samples in shards of {size} are more than {SHARDS:,} shards: use a larger --shard-size")
     job = _job(generator, n, format=format, shard_size=min(size, n), batch_size=batch_size, sizes=sizes, asked=asked)
     if address is not None:
         from ganexport.bulk.on_ray import connect

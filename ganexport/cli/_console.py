@@ -50,6 +50,20 @@ def whole_numbers(text: str, option: str) -> list[int]:
         raise UsageError(f"{option} {text!r}: write whole numbers separated by commas") from None
 
 
+def size(text: str) -> tuple[str, int]:
+    """A ``--size`` option's name and number.
+
+    Raises:
+        UsageError: Not NAME=N.
+    """
+    from ganexport.errors import UsageError
+
+    name, _, number = text.partition("=")
+    if not name or not (number.isascii() and number.isdigit()):
+        raise UsageError(f"--size {text!r}: write NAME=N, e.g. height=256")
+    return name, int(number)
+
+
 @contextmanager
 def progress(description: str, total: float | None = None) -> Iterator[tuple[Progress, Any]]:
     """A progress bar on stderr; plain nothing when stderr is not a terminal.

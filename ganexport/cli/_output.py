@@ -4,6 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Destination(click.Path):
+    """A path to write to; not the empty text of a variable that is not set, which would mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse the empty text."""
+        if not value:
+            self.fail("is empty; name a file or a folder", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def require_writable(destination: Path) -> None:

@@ -204,7 +204,7 @@ def measure(
 
         report = benchmark(
             *sources,
-            sizes=dict(_size(text) for text in sizes),
+            sizes=dict(_console.size(text) for text in sizes),
             inputs=[parse_input(text) for text in inputs],
             dims=[parse_dim(text) for text in dims],
             server=ServerPlan(
@@ -234,13 +234,6 @@ def measure(
         reasons = [f"{row.candidate['name']}: {row.unavailable}" for row in report.measurements if row.unavailable]
         raise BackendUnavailableError(f"nothing could be measured: {reasons[0] if reasons else 'no candidate'}")
     return 0
-
-
-def _size(text: str) -> tuple[str, int]:
-    name, _, number = text.partition("=")
-    if not name or not number.isdigit():
-        raise UsageError(f"--size {text!r}: write NAME=N, e.g. height=256")
-    return name, int(number)
 
 
 class _Outputs(NamedTuple):

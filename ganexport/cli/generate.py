@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from ganexport.cli._console import print_json, progress, remarks, whole_numbers
-from ganexport.errors import OutputError, UsageError
+from ganexport.cli._console import print_json, progress, remarks, size, whole_numbers
+from ganexport.cli._output import Destination, require_writable
+from ganexport.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    STOPS,
+    InterruptedBySignalError,
+    OutputError,
+    Terminated,
+    UsageError,
+    stop_name,
+)
 
 if TYPE_CHECKING:
     from ganexport.runtime.generator import Generator
@@ -18,6 +30,8 @@ if TYPE_CHECKING:
 #: Most pixels of a grid, and most files of a plain folder.
 GRID_PIXELS = 1 << 28
 FOLDER_FILES = 10_000
+#: Suffixes of pictures that are not written.
+PICTURES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 
 EXAMPLES = """
 \b
@@ -35,7 +49,7 @@ Examples:
 @click.option("-n", "--count", type=int, default=64, show_default=True, help="How many pictures.")
 @click.option("--seed", type=int, default=0, show_default=True, help="0 to 2^64 - 1.")
 @click.option("--start", type=int, default=0, show_default=True, help="Number of the first sample of the seed.")
-@click.option("--seeds", help="One seed a picture, comma-separated: the first sample of each.")
+@click.option("--seeds", help="One seed a picture, comma-separated: sample --start of each.")
 @click.option("--labels", "--class", "labels", help="A class for all, or one a picture, comma-separated.")
 @click.option("--truncation", type=float, help="Cut the latents to this many standard deviations (or feed it).")
 @click.option("--size", "sizes", multiple=True, metavar="NAME=SIZE", help="Size of a symbolic dimension.")
@@ -50,7 +64,7 @@ Examples:
 @click.option("--format", "kind", help="Write shards: png, npz, webdataset or parquet (resumable).")
 @click.option("--ray", "address", help="With --format: make shards on the Ray cluster at this address.")
 @click.option("--shard-size", type=int, help="Samples a shard; default: 1000 for png, else 10000.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="grid.png, or a folder.")
+@click.option("-o", "--output", type=Destination(path_type=Path), required=True, help="grid.png, or a folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON on stdout.")
 def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Make pictures from ARTIFACT, one seed and number a picture.
@@ -63,7 +77,7 @@ def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None
     """
     begun = time.perf_counter()
     asked = _asked(options)
-    _check_output(output, options)
+    _check_output(output, options, asked)
     if options["rebuild"]:
         _rebuild(artifact)
     with _open(artifact, options) as generator:
@@ -129,14 +143,17 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
         "batch_size": options["batch_size"],
     }
     if options["seeds"] is not None:
+        given = click.get_current_context().get_parameter_source
+        if given("seed") is ParameterSource.COMMANDLINE:
+            raise UsageError("--seed and --seeds: give one seed for all pictures, or one a picture")
         asked["seeds"] = whole_numbers(options["seeds"], "--seeds")
-        asked["n"] = len(asked["seeds"])
+        if given("count") is not ParameterSource.COMMANDLINE:
+            asked["n"] = len(asked["seeds"])
     if options["labels"] is not None:
         labels = whole_numbers(options["labels"], "--labels")
         asked["labels"] = labels[0] if len(labels) == 1 else labels
     if options["sizes"]:
-        pairs = [text.partition("=") for text in options["sizes"]]
-        asked["sizes"] = {name: whole_numbers(size, f"--size {name}")[0] for name, _, size in pairs}
+        asked["sizes"] = dict(size(text) for text in options["sizes"])
     return asked
 
 
@@ -167,23 +184,29 @@ def _rebuild(path: Path) -> None:
             convert(path, to="trt", precision=file.precision, output=path)
 
 
-def _check_output(output: Path, options: dict[str, Any]) -> None:
+def _check_output(output: Path, options: dict[str, Any], asked: dict[str, Any]) -> None:
     """Refuse what cannot be written before anything is computed."""
+    from ganexport.artifact import writing
+
     if options["kind"] is None and options["shard_size"] is not None:
         raise UsageError("--shard-size needs --format")
     if options["kind"] is None and options["address"] is not None:
         raise UsageError("--ray needs --format: a cluster makes shards")
     if options["kind"] and output.suffix.lower() == ".png":
         raise UsageError(f"--format writes a folder of shards, {output} is a file's name")
-    grid = output.suffix.lower() == ".png" and not options["kind"]
-    if grid and output.is_dir():
-        raise OutputError(f"{output}: is a folder; give the grid another name")
-    if not grid and output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is a file; a folder, or NAME.png for a grid, is wanted")
-    if not options["kind"] and not grid and options["count"] > FOLDER_FILES:
-        raise UsageError(
-            f"{options['count']} files in one folder are too many: use --format png, webdataset or parquet"
-        )
+    if output.suffix.lower() == ".png" and not options["kind"]:
+        require_writable(output)
+        return
+    with writing(output):
+        if output.exists() and not output.is_dir():
+            raise OutputError(f"{output}: is a file; a folder, or NAME.png for a grid, is wanted")
+    if output.suffix.lower() in PICTURES:
+        raise UsageError(f"{output}: a grid is written as NAME.png, and a folder is not called so")
+    if not options["kind"] and asked["n"] > FOLDER_FILES:
+        raise UsageError(f"{asked['n']} files in one folder are too many: use --format png, webdataset or parquet")
+    twice = [seed for seed, times in Counter(asked.get("seeds", ())).items() if times > 1]
+    if twice:
+        raise UsageError(f"--seeds names {twice[0]} twice, and files are called by their seeds: use -o NAME.png")
 
 
 def _grid(generator: Generator, output: Path, asked: dict[str, Any]) -> int:
@@ -200,6 +223,7 @@ def _grid(generator: Generator, output: Path, asked: dict[str, Any]) -> int:
         if grid is None:
             if n * height * width > GRID_PIXELS:
                 raise UsageError(f"{n} pictures of {width}x{height} are too many for one grid: give a folder with -o")
+            png.encode(picture[None])  # refuses a number of channels that PNG has not, before the rest is made
             columns = math.ceil(math.sqrt(n * height / width))
             grid = np.zeros((math.ceil(n / columns), height, columns, width, channels), np.uint8)
         grid[position // columns, :, position % columns] = picture
@@ -244,11 +268,12 @@ def _shards(generator: Generator, output: Path, options: dict[str, Any], asked: 
         raise UsageError("--seeds does not go with --format: shards count the samples of one seed")
     if isinstance(asked.get("labels"), list):
         raise UsageError("--format takes one class for all, or random ones")
-    last = time.monotonic()
+    last, done = time.monotonic(), 0
     with progress("generating", asked["n"]) as (bar, task):
 
         def show(state: Progress) -> None:
-            nonlocal last
+            nonlocal last, done
+            done = state.done
             text = f"{state.rate:,.0f} images/s" if state.rate else "generating"
             bar.update(task, completed=state.done, description=text)
             if not bar.console.is_terminal and time.monotonic() - last > 10:
@@ -256,14 +281,20 @@ def _shards(generator: Generator, output: Path, options: dict[str, Any], asked: 
                 left = f", {state.eta:.0f} s left" if state.eta is not None else ""
                 remarks().print(f"{state.done} of {state.total} ({text}{left})")
 
-        done = generate_bulk(
-            generator,
-            output,
-            format=options["kind"],
-            shard_size=options["shard_size"],
-            address=options["address"],
-            threads=options["threads"],
-            on_progress=show,
-            **asked,
-        )
-    return done.done
+        try:
+            generate_bulk(
+                generator,
+                output,
+                format=options["kind"],
+                shard_size=options["shard_size"],
+                address=options["address"],
+                threads=options["threads"],
+                on_progress=show,
+                **asked,
+            )
+        except STOPS as stop:
+            raise InterruptedBySignalError(
+                f"stopped by {stop_name(stop)}; {done} of {asked['n']} pictures are whole; the same command continues",
+                exit_code=EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED,
+            ) from None
+    return done

@@ -231,6 +231,8 @@ def test_two_writers_at_once_are_refused(generator, tmp_path):
         ({"n": 0}, "count is 0"),
         ({"n": 5, "format": "jpeg"}, "unknown format 'jpeg'"),
         ({"n": 5, "shard_size": -1}, "shard size is -1"),
+        ({"n": 5, "shard_size": 0}, "shard size is 0"),
+        ({"n": 2**63}, "are more than 1,000,000 shards"),
         ({"n": 5, "labels": 10}, "label is 10"),
         ({"n": 5, "seed": -1}, "seed is -1"),
         ({"n": 5, "batch_size": 1000}, "'batch' is 1000"),

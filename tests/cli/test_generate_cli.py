@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,30 @@ def test_seeds_truncation_backend_and_batch(artifact, tmp_path, ganexport_comman
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "seed-6.png")), picture)
 
 
+def test_a_seed_may_come_twice_in_a_grid_and_start_counts_within_each(artifact, tmp_path, ganexport_command):
+    options = ("--seeds", "5,5", "--labels", "1,2", "--start", 4, "-o", tmp_path / "grid.png")
+    assert ganexport_command("generate", artifact.path, *options)[0] == 0
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    with ganexport.load(artifact.path) as generator:
+        pictures = generator.generate(seeds=[5, 5], labels=[1, 2], start=4)
+    assert np.array_equal(grid, np.hstack(list(pictures[..., 0])))
+
+
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
+def test_a_signal_says_how_many_are_whole(artifact, tmp_path, number, code, name):
+    command = [sys.executable, "-m", "ganexport", "generate", artifact.path, "-n", "10000000", "--format", "npz"]
+    command += ["--shard-size", "500", "--threads", "1", "-o", tmp_path / "out"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "out" / "SHA256SUMS").exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    whole = 500 * len((tmp_path / "out" / "SHA256SUMS").read_text().splitlines())
+    said = f"stopped by {name}; {whole} of 10000000 pictures are whole; the same command continues"
+    assert one_line(err) == f"error: {said}"
+
+
 def test_shards_and_their_continuation(artifact, tmp_path, ganexport_command):
     arguments = ("generate", artifact.path, "-n", 30, "--format", "npz", "--shard-size", 10, "-o", tmp_path / "out")
     assert ganexport_command(*arguments)[0] == 0
@@ -122,6 +148,12 @@ def test_shards_and_their_continuation(artifact, tmp_path, ganexport_command):
         (("--shard-size", "5"), "--shard-size needs --format"),
         (("--format", "npz", "--seeds", "1,2"), "--seeds does not go with --format"),
         (("-n", "20000"), "too many: use --format"),
+        (("--seeds", "1,2,1"), "--seeds names 1 twice"),
+        (("--seeds", "1,2", "-n", "3"), "count 3 and 2 seeds"),
+        (("--seeds", "1,2", "--seed", "0"), "--seed and --seeds: give one seed for all pictures"),
+        (("--size", "height"), "write NAME=N"),
+        (("--format", "npz", "--shard-size", "0"), "shard size is 0, it must be at least 1"),
+        (("--format", "npz", "-n", 2**63), "are more than 1,000,000 shards: use a larger --shard-size"),
     ],
 )
 def test_what_is_out_of_range_is_one_line_and_exit_2(artifact, tmp_path, ganexport_command, arguments, message):
@@ -140,10 +172,15 @@ def test_outputs_that_cannot_be_written(artifact, tmp_path, ganexport_command):
         (tmp_path / "file" / "grid.png", "error: "),
         ("/proc/nowhere/grid.png", "error: "),
         ("/proc/nowhere", "error: "),
+        (tmp_path / "grid.jpg", "a grid is written as NAME.png"),
+        (tmp_path / ("x" * 250 + ".png"), "File name too long"),
+        ("/dev/full/grid.png", "Not a directory"),
+        ("", "is empty; name a file or a folder"),
     ):
         code, _, err = ganexport_command("generate", artifact.path, "-n", 1, "-o", output)
         assert code == 2
         assert message in one_line(err)
+        assert "running on" not in err or output == "/proc/nowhere"
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "folder", "text"])
