@@ -32,13 +32,13 @@ def unavailable() -> str | None:
 
 
 def build(model: Path, spec: GeneratorSpec, folder: Path, precision: str, options: BuildOptions) -> Built:
-    """Write ``triton/<name>/config.pbtxt`` and ``triton/<name>/1/model.onnx``.
+    """Write ``triton/<name>/config.pbtxt`` and ``triton/<name>/1/model.onnx``; ``<name>_int8`` and so on beside fp32.
 
     Args:
         model: The ONNX file.
         spec: The generator's spec.
         folder: Where to write.
-        precision: Of the ONNX file; Triton reads it off the file.
+        precision: Of the ONNX file.
         options: Nothing of it concerns this format.
 
     Raises:
@@ -48,6 +48,7 @@ def build(model: Path, spec: GeneratorSpec, folder: Path, precision: str, option
     if precision not in PRECISIONS:
         raise ExportError(f"triton: ONNX Runtime runs no {precision}; convert to {', '.join(PRECISIONS)}")
     name = re.sub(r"[^A-Za-z0-9_-]", "_", spec.name) or "generator"
+    name = name if precision == "fp32" else f"{name}_{precision}"  # models of one repository, side by side
     home = folder / FOLDER / name
     companions = []
     with writing(home):

@@ -33,7 +33,7 @@ def unavailable() -> str | None:
 
 
 def build(model: Path, spec: GeneratorSpec, folder: Path, precision: str, options: BuildOptions) -> Built:
-    """Write ``web/`` with the page, the scripts, the spec and the model.
+    """Write ``web/`` (``web-int8/``) with the page, the scripts, the spec and the model.
 
     Args:
         model: The ONNX file, in one piece.
@@ -48,7 +48,8 @@ def build(model: Path, spec: GeneratorSpec, folder: Path, precision: str, option
     """
     spec = batched(spec)
     _check(model, spec, precision)
-    target = folder / FOLDER
+    home = FOLDER if precision == "fp32" else f"{FOLDER}-{precision}"
+    target = folder / home
     with writing(target):
         target.mkdir(exist_ok=True)
         assets = files("ganexport.build").joinpath("web_assets")
@@ -59,11 +60,11 @@ def build(model: Path, spec: GeneratorSpec, folder: Path, precision: str, option
         shutil.copyfile(model, target / "generator.onnx")
     names = (*_ASSETS[1:], "spec.json", "package.json", "generator.onnx")
     return Built(
-        f"{FOLDER}/{_ASSETS[0]}",
-        tuple(f"{FOLDER}/{name}" for name in names),
+        f"{home}/{_ASSETS[0]}",
+        tuple(f"{home}/{name}" for name in names),
         {"onnxruntime-web": ONNXRUNTIME_WEB},
         ("web",),
-        (f"run npm install in {FOLDER}/, then serve it with any file server",),
+        (f"run npm install in {home}/, then serve it with any file server",),
     )
 
 

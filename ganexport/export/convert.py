@@ -54,7 +54,8 @@ def convert(
             left as it is), an artifact or an .onnx file. The last two need no torch.
         to: Formats: "torchscript", "onnx", "trt", "openvino", "aoti"; or "auto" alone: the fastest
             that this machine can run, see :func:`ganexport.export.auto.auto`.
-        output: The artifact's folder. An artifact that is converted into itself keeps its files.
+        output: The artifact's folder. An artifact that is converted into itself keeps its files, where
+            they hold at the sizes asked for.
         precision: "fp32", "fp16", "bf16", "int8", or "auto": fp16 with the layers that need it in
             fp32. Made on the graph; inputs and outputs stay fp32. "fp32" when not said; with
             ``to="auto"`` every precision competes when not said.

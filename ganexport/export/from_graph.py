@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ganexport
-from ganexport.artifact import GOLDEN, Artifact, ArtifactWriter, writing
+from ganexport.artifact import GOLDEN, Artifact, ArtifactFile, ArtifactWriter, writing
 from ganexport.build import onnx_file
 from ganexport.build.options import Built, file_name
 from ganexport.build.uint8_output import append_uint8
-from ganexport.errors import ExportError, UsageError
+from ganexport.errors import ArtifactError, ExportError, ParityError, UsageError
 from ganexport.export import formats
 from ganexport.export.convert import ConvertSettings
 from ganexport.export.engines import open_engine
@@ -121,21 +122,24 @@ def convert_graph(
     spec = _spec_of(source, model, description)
     precision = source.file.precision if source.file else onnx_precision(model)
     _refuse(source, model, spec, precision, settings)
-    with open_engine(source.path, spec, "onnx", precision) as engine:
+    truth, truth_precision = _truth(source, spec, precision)
+    for line in _beyond(source, spec):
+        say(line)
+    with open_engine(truth, spec, "onnx", truth_precision) as engine:
         reference: Any = engine
         changed = spec
         if settings.uint8:
             changed = append_uint8(model, spec)
             reference = _BytesReference(engine, spec)
         onnx_file.write_spec(model, changed)
-        name = f"{source.path.name} {precision} on {engine.runtime}"
+        name = f"{truth.name} {truth_precision} on {engine.runtime}"
         publication = Publication(writer, changed, reference, name, settings, _passes(source), say)
-        kept = [] if settings.uint8 else _keep(source, writer)
         built = _write(model, precision, writer, settings)
         if settings.precision == precision:
             _build_only(publication, source, built, wanted, precision, engine.runtime)
         else:
             add_graph_formats(publication, built, wanted, [])
+        kept = _keep(publication, source)
         golden = _keep_golden(source, writer, unchanged=changed == source_spec(source))
         provenance = msgspec.structs.replace(
             source.provenance, versions=source.provenance.versions | {"ganexport": ganexport.__version__}
@@ -163,6 +167,50 @@ def _refuse(source: GraphSource, model: Any, spec: GeneratorSpec, precision: str
         )
 
 
+def _truth(source: GraphSource, spec: GeneratorSpec, precision: str) -> tuple[Path, str]:
+    """The ONNX file that everything is compared with, and its precision: the artifact's fp32 one where it has it.
+
+    Raises:
+        UsageError: Other sizes or ranges are asked for of a low-precision file that has no fp32 one beside it.
+    """
+    artifact = source.artifact
+    if artifact is None or precision == "fp32":
+        return source.path, precision
+    full = next((f for f in artifact.manifest.files if (f.format, f.precision) == ("onnx", "fp32")), None)
+    if full is not None:
+        return artifact.verified_path(full), "fp32"
+    if not _covers(artifact.spec, spec):
+        raise UsageError(
+            f"{artifact.path}: holds {precision} alone, proved for {_told_dims(artifact.spec)}; convert its source "
+            "again for other sizes or ranges"
+        )
+    return source.path, precision
+
+
+def _covers(proved: GeneratorSpec, asked: GeneratorSpec) -> bool:
+    """Whether a certificate for one spec holds for another: the same tensors, at sizes within."""
+    return msgspec.structs.replace(asked, dims=proved.dims) == proved and _within(proved, asked)
+
+
+def _within(proved: GeneratorSpec, asked: GeneratorSpec) -> bool:
+    return all(
+        old.min <= new.min and new.max <= old.max and new.step % old.step == 0
+        for old, new in zip(proved.dims, asked.dims, strict=True)
+    )
+
+
+def _beyond(source: GraphSource, spec: GeneratorSpec) -> list[str]:
+    """What has to be said of an artifact at sizes that its own source was never compared at."""
+    if source.artifact is None or _within(source.artifact.spec, spec):
+        return []
+    told = _told_dims(source.artifact.spec)
+    return [f"compared with its source for {told} only; for the sizes beyond: ganexport verify --against SOURCE"]
+
+
+def _told_dims(spec: GeneratorSpec) -> str:
+    return ", ".join(f"{dim.name} {dim.min} to {dim.max}" for dim in spec.dims) or "its fixed size"
+
+
 def _passes(source: GraphSource) -> tuple[str, ...]:
     return source.file.passes if source.file else ()
 
@@ -179,31 +227,72 @@ def _write(model: Any, precision: str, writer: ArtifactWriter, settings: Convert
 def _build_only(
     publication: Publication, source: GraphSource, built: Built, wanted: tuple[str, ...], precision: str, runtime: str
 ) -> None:
-    """The graph is in the wanted precision already: it keeps its certificate, engines get theirs."""
+    """The graph is in the wanted precision already: it keeps a certificate that covers it, engines get theirs."""
     stored = source.file.certificate if source.file else None
-    if stored is not None and not publication.settings.uint8:
+    if stored is not None and source.artifact is not None and _covers(source.artifact.spec, publication.spec):
         certificate = stored
     else:
         certificate, _ = publication.certify(
             publication.folder / built.path, "onnx", precision, [], built.requires, (f"certified on {runtime}",)
         )
+        notes = (*certificate.notes, *_beyond(source, publication.spec))
+        certificate = msgspec.structs.replace(certificate, notes=notes)
     publication.add(built, "onnx", precision, certificate)
     add_built_from_onnx(publication, built, precision, certificate, wanted, [])
 
 
-def _keep(source: GraphSource, writer: ArtifactWriter) -> list[Any]:
-    """An artifact converted into itself keeps its other files."""
-    if source.artifact is None or source.artifact.path.resolve() != writer.destination.resolve():
+def _keep(publication: Publication, source: GraphSource) -> list[ArtifactFile]:
+    """An artifact converted into itself keeps its other files; one that cannot stay is left out with its reason."""
+    artifact = source.artifact
+    if artifact is None or artifact.path.resolve() != publication.writer.destination.resolve():
         return []
+    made = {(file.format, file.precision) for file in publication.files}
     kept = []
-    for file in source.artifact.manifest.files:
-        for name in (file.path, *file.companions):
-            target = writer.folder / name
-            with writing(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source.artifact.path / name, target)
-        kept.append(file)
+    for file in artifact.manifest.files:
+        if (file.format, file.precision) in made:
+            continue
+        try:
+            kept.append(_kept(publication, artifact, file))
+        except (ArtifactError, ParityError, UsageError) as error:
+            publication.say(f"{file.path} is left out: {error}")
     return kept
+
+
+def _kept(publication: Publication, artifact: Artifact, file: ArtifactFile) -> ArtifactFile:
+    """A file of the artifact in the new one, proved again where its certificate does not cover the new spec.
+
+    Raises:
+        ArtifactError: It is missing or damaged.
+        ParityError: It does not hold there.
+        UsageError: It has to be made again.
+    """
+    spec = publication.spec
+    if [t.dtype for t in spec.outputs] != [t.dtype for t in artifact.spec.outputs]:
+        raise UsageError("its outputs have another dtype")
+    if file.format in formats.PACKAGES and spec != artifact.spec:
+        raise UsageError(f"it names the sizes and ranges of before; add it again with --to {file.format}")
+    path = artifact.verified_path(file)
+    if not _covers(artifact.spec, spec):
+        certificate, _ = publication.certify(path, file.format, file.precision, [], file.requires)
+        if certificate.failures and not publication.settings.allow_mismatch:
+            raise ParityError("; ".join(certificate.failures[:3]))
+        if not certificate.outputs and spec.dims != artifact.spec.dims:
+            raise UsageError(f"it cannot be run here, and was proved for {_told_dims(artifact.spec)} alone")
+        file = msgspec.structs.replace(file, certificate=certificate)
+    for name in (file.path, *file.companions):
+        target = publication.folder / name
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact.path / name, target)
+    if file.format != "onnx" or spec == artifact.spec:
+        return file
+    path = publication.folder / file.path
+    model = onnx_file.load_model(path)
+    onnx_file.write_spec(model, spec)
+    again = publication.writer.describe(
+        file.path, file.format, file.precision, companions=onnx_file.save_model(model, path)
+    )
+    return msgspec.structs.replace(file, sha256=again.sha256, bytes=again.bytes, companions=again.companions)
 
 
 def _keep_golden(source: GraphSource, writer: ArtifactWriter, *, unchanged: bool) -> bool:

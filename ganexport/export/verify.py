@@ -17,6 +17,7 @@ from ganexport.build.golden import read_golden
 from ganexport.build.picture import write_comparison
 from ganexport.errors import BackendUnavailableError, ParityError, UsageError
 from ganexport.export.engines import open_engine, why_not
+from ganexport.export.formats import PACKAGES
 from ganexport.parity import Certificate, Comparison, tolerance
 from ganexport.spec import GeneratorSpec, TensorSpec
 
@@ -104,7 +105,7 @@ def verify(
     """
     opened = Artifact(artifact)
     say = progress or (lambda _text: None)
-    # Packages (triton, web) hold the ONNX file once more and nothing that could differ.
+    # Packages (triton, web) hold the ONNX file once more: it is run there when they are asked for.
     files = [f for f in opened.manifest.files if f.format in (formats or FORMATS)]
     for name in formats:
         opened.find(name)
@@ -153,10 +154,12 @@ def _verify_file(
     artifact: Artifact, file: ArtifactFile, golden: Any, reference: Any, budget: float,
     min_psnr: float | None, picture: Any,
 ) -> FileReport:  # fmt: skip
-    path = artifact.verified_path(file)
+    path, kind = artifact.verified_path(file), file.format
+    if kind in PACKAGES:
+        path, kind = artifact.path / next(name for name in file.companions if name.endswith(".onnx")), "onnx"
     spec = artifact.spec
     try:
-        engine = open_engine(path, spec, file.format, file.precision, file.requires)
+        engine = open_engine(path, spec, kind, file.precision, file.requires)
     except BackendUnavailableError as error:
         note = f"not run here: {why_not(error)}"
         return FileReport(file.path, file.format, file.precision, certifying.unmeasured(file.precision, [note]))

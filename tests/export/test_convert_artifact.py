@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 import ganexport
-from ganexport.artifact import GOLDEN, Artifact
+from ganexport.artifact import GOLDEN, Artifact, sha256_file
 from ganexport.build.golden import read_golden
 from ganexport.cli.main import run
 from ganexport.errors import ArtifactError, BackendUnavailableError, IntegrityError, ParityError, UsageError
@@ -129,6 +129,79 @@ def test_converting_an_artifact_into_itself_keeps_its_files(artifact, tmp_path):
     assert (copy / GOLDEN).read_bytes() == (artifact.path / GOLDEN).read_bytes()
 
 
+def doubled_beyond_twenty(artifact):
+    """Its TorchScript file, made to give twice the image for more than 20 samples."""
+    import torch
+
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            image = self.inner(z)
+            return image * 2 if z.shape[0] > 20 else image
+
+    path = artifact.path / artifact.find("torchscript").path
+    torch.jit.save(torch.jit.script(Doubled(torch.jit.load(path))), path)
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    next(f for f in manifest["files"] if f["format"] == "torchscript")["sha256"] = sha256_file(path)
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_wider_sizes_are_proved_again_and_what_does_not_hold_there_is_left_out(artifact, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(artifact.path, own)
+    doubled_beyond_twenty(convert(own, to="triton", output=own))
+    assert verify(own, formats=["torchscript", "triton"]).passed
+    said = []
+    wider = convert(own, to="onnx", output=own, batch="1:8:40", progress=said.append)
+    left = [line for line in said if "is left out" in line]
+    if certificate(artifact, "trt").verdict == "partial":
+        assert left.pop(0) == (
+            "generator.engine is left out: it cannot be run here, and was proved for batch 1 to 20 alone"
+        )
+        assert {f.format for f in wider.manifest.files} == {"onnx", "openvino"}
+    assert left[0].startswith("generator.torchscript.pt is left out: image: worst sample")
+    assert left[1] == (
+        "triton/make/config.pbtxt is left out: it names the sizes and ranges of before; add it again with --to triton"
+    )
+    for file in wider.manifest.files:
+        assert {"batch": 40} in file.certificate.sizes
+        wider.verified_path(file)
+    assert certificate(wider, "onnx").reference.startswith("generator.onnx fp32 on")
+    assert "compared with its source for batch 1 to 20 only" in " ".join(certificate(wider, "onnx").notes)
+    assert not (own / "triton").exists()
+    assert not (own / "generator.torchscript.pt").exists()
+    assert verify(own).passed
+
+
+def test_a_kept_file_carries_the_new_range_and_a_narrower_one_keeps_its_certificate(artifact, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(artifact.path, own)
+    said = []
+    narrow = convert(own, to="onnx", output=own, precision="fp16", batch="2:4:6", progress=said.append)
+    assert not [line for line in said if "is left out" in line]
+    assert narrow.find("onnx", "fp32").certificate == artifact.find("onnx", "fp32").certificate
+    for name in ("generator.onnx", "generator.fp16.onnx"):
+        metadata = {entry.key: entry.value for entry in onnx.load(own / name).metadata_props}
+        assert spec_from_json(metadata["ganexport.spec"]) == narrow.spec
+    for file in narrow.manifest.files:
+        narrow.verified_path(file)
+
+
+def test_low_precision_is_compared_with_the_fp32_file_beside_it_and_not_widened_without_it(artifact, tmp_path):
+    both = tmp_path / "both"
+    shutil.copytree(artifact.path, both)
+    convert(both, to="onnx", output=both, precision="fp16")
+    wider = convert(both, to="onnx", output=tmp_path / "wider", precision="fp16", batch="1:8:30")
+    found = wider.find("onnx", "fp16").certificate
+    assert found.reference.startswith("generator.onnx fp32 on")
+    assert found.outputs[0].max_abs > 0
+    with pytest.raises(UsageError, match="holds fp16 alone, proved for batch 1 to 30"):
+        convert(wider.path, to="openvino", output=tmp_path / "x", precision="fp16", batch="1:8:40")
+
+
 def test_verify_against_the_source_runs_the_whole_range(artifact):
     report = verify(artifact.path, against="generators.tiny:make", formats=["onnx"], **DESCRIBED)
     (file,) = report.files
@@ -149,8 +222,6 @@ def test_verify_catches_a_changed_graph_and_draws_the_worst_sample(artifact, tmp
     with pytest.raises(IntegrityError, match="sha256"):
         verify(copy, formats=["onnx"])
     manifest = json.loads((copy / "manifest.json").read_text())
-    from ganexport.artifact import sha256_file
-
     manifest["files"][0]["sha256"] = sha256_file(copy / "generator.onnx")
     (copy / "manifest.json").write_text(json.dumps(manifest))
     report = verify(copy, formats=["onnx"], picture=tmp_path / "worst.png")
