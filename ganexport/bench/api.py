@@ -95,6 +95,8 @@ def benchmark(
         UsageError: Unknown scenario, backend, source or baseline, a number out of range, or nothing to measure.
         ArtifactError: A damaged artifact.
     """
+    if not scenarios:
+        raise UsageError(f"name at least one scenario: {', '.join(SCENARIOS)}")
     for name in scenarios:
         if name not in SCENARIOS:
             raise unknown_name("scenario", name, SCENARIOS)
@@ -134,11 +136,13 @@ def benchmark(
     with Conductor(candidates, plan, progress, on_row) as conductor:
         conductor.open()
         spec = _spec_of(conductor)
+        others = _other_sizes(sizes or {}, spec)
         if "cold-start" in scenarios:
-            conductor.cold_start(cold_starts)
-        conductor.measure(_cells(scenarios, batches, dict(sizes or {}), spec))
+            smallest = static_batch(spec) if spec is not None else None
+            conductor.cold_start(cold_starts, {BATCH: smallest.min if smallest is not None else 1} | others)
+        conductor.measure(_cells(scenarios, batches, others, spec))
         if "server" in scenarios:
-            conductor.serve(server or ServerPlan())
+            conductor.serve(server or ServerPlan(), others)
     rows = tuple(conductor.rows)
     if peaks and not conductor.interrupted:
         try:
@@ -174,6 +178,21 @@ def _golden_of(sources: Sequence[str]) -> str | None:
 
 def _spec_of(conductor: Conductor) -> GeneratorSpec | None:
     return next((spec_from_json(text) for text in conductor.specs.values()), None)
+
+
+def _other_sizes(sizes: dict[str, int], spec: GeneratorSpec | None) -> dict[str, int]:
+    """The sizes that were asked for, of dimensions that the generator has (where it could be opened).
+
+    Raises:
+        UsageError: It has no such dimension, or it is the batch.
+    """
+    known = [dim.name for dim in spec.dims if dim.name != BATCH] if spec is not None else list(sizes)
+    for name in sizes:
+        if name == BATCH:
+            raise UsageError(f"--size {BATCH}: use --batch")
+        if name not in known:
+            raise UsageError(f"--size {name}: the generator has no such dimension; it has {', '.join(known) or 'none'}")
+    return dict(sizes)
 
 
 def _machine(environment: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from ganexport.measure.process import CandidateFailedError, WorkerProcess
 from ganexport.runtime import BACKENDS
 from ganexport.spec import Dim, GeneratorSpec, TensorSpec, spec_to_json
 
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
 #: Suffixes of files that can be measured alone.
 LONE = (".onnx", *SUFFIXES)
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
@@ -61,12 +62,15 @@ def find_candidates(
         dims: Ranges of such a file's free dimensions.
 
     Raises:
-        UsageError: Unknown backend or device, or a source that is none of those.
+        UsageError: Unknown backend, precision or device, or a source that is none of those.
         ArtifactError: A damaged artifact.
     """
     for name in backends:
         if name not in backend_names():
             raise unknown_name("backend", name, backend_names())
+    for name in precisions:
+        if name not in PRECISIONS:
+            raise unknown_name("precision", name, PRECISIONS)
     for device in devices:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
             raise UsageError(f"device {device!r}: write cpu, cuda or cuda:1")

@@ -115,11 +115,19 @@ class Worker:
         return {"parity": inputs.compare(self.opened, inputs.read_reference(Path(path)), precision)}
 
     def serve(
-        self, *, rate: float, count: int, sizes: list[int], max_delay_ns: int, limit_ns: int, seed: int
+        self,
+        *,
+        rate: float,
+        count: int,
+        sizes: list[int],
+        others: dict[str, int],
+        max_delay_ns: int,
+        limit_ns: int,
+        seed: int,
     ) -> dict[str, Any]:
         """One trial of the server scenario on the real clock."""
         spec, runner = self.opened.spec, self.opened
-        batches = {size: inputs.draw(spec, {"batch": size}) for size in sizes}
+        batches = {size: inputs.draw(spec, {**others, "batch": size}) for size in sizes}
         for feeds in batches.values():
             runner.run(feeds)
         batching = server.Batching(tuple(sizes), max_delay_ns)

@@ -15,8 +15,10 @@ import pytest
 
 from ganexport.bench.api import benchmark
 from ganexport.bench.candidates import find_candidates, parse_cores
+from ganexport.cli.main import run as run_here
 from ganexport.errors import Terminated, UsageError, stop_name
 from ganexport.measurement import report_from_json
+from ganexport.spec import Dim
 from tests.bench import onnx_models
 
 QUICK = ("--seconds", "0.1", "--rounds", "2", "--warm-up", "0.3")
@@ -129,6 +131,10 @@ def test_merge_writes_one_report(measured, tmp_path):
         (("--device", "gpu"), "write cpu, cuda or cuda:1"),
         (("--seconds", "0"), "must be positive"),
         (("--size", "height"), "write NAME=N"),
+        (("--size", "height=8"), "--size height: the generator has no such dimension; it has none"),
+        (("--size", "batch=8"), "--size batch: use --batch"),
+        (("--scenario", ","), "name at least one scenario: single-stream"),
+        (("--precision", "fp8"), "unknown precision 'fp8'. Did you mean "),
         (("--batch", "1000"), "dimension 'batch' is 1000, allowed are 1 to 32"),
         (("--backends", "tensorrt"), "nothing could be measured"),
         (("--seconds", "nan"), "seconds must be positive, got nan"),
@@ -143,16 +149,17 @@ def test_merge_writes_one_report(measured, tmp_path):
         (("-o", "b.out", "--markdown", "./b.out"), "must name different files"),
     ],
 )
-def test_user_errors_are_one_line_and_exit_2(artifact, arguments, words):
-    done = run(artifact, "--backends", "onnxruntime", *QUICK, *arguments)
+def test_user_errors_are_one_line_and_exit_2(artifact, arguments, words, capfd):
+    code = run_here(["bench", str(artifact), "--backends", "onnxruntime", *QUICK, *arguments])
+    out, err = capfd.readouterr()
     if arguments[0] == "--batch" and arguments[1] == "1000":  # single-stream still ran: a row, not the end
-        assert done.returncode == 0
-        assert words in " ".join(done.stdout.split())
+        assert code == 0
+        assert words in " ".join(out.split())
         return
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert "Traceback" not in done.stderr
+    assert code == 2
+    assert words in err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -288,6 +295,15 @@ def test_all_scenarios_in_one_run(artifact):
     assert not [row.unavailable for row in report.measurements if row.unavailable]
     assert found["multi-stream"].conditions["sizes"] == {"batch": 8}
     assert found["server"].facts["rate"] > 100
+
+
+def test_a_cold_start_takes_the_smallest_batch_there_is(tmp_path):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(onnx_models.generator().SerializeToString())
+    options = {"dims": [Dim("batch", 4, 8, 16)], "scenarios": ("cold-start",), "cold_starts": 1}
+    (row,) = benchmark(path, backends=("onnxruntime",), peaks=False, **options).measurements
+    assert row.series, row.unavailable
+    assert row.conditions["sizes"] == {"batch": 4}
 
 
 def test_threads_are_swept(artifact):

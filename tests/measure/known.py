@@ -98,6 +98,25 @@ def restless(milliseconds=2.0, seed=0):
     return KnownRunner(lambda i, _b: milliseconds / 1e3 * levels[i // 10])
 
 
+class WideRunner(KnownRunner):
+    """Takes batches of 4 and more; refuses to run at another width than 16, which is not its optimum."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _i, _b: 0.0005)
+        z = TensorSpec("z", "float32", ("batch", "width"), Normal())
+        image = TensorSpec("image", "float32", ("batch", "width"), range=(-1.0, 1.0))
+        self.spec = GeneratorSpec((z,), (image,), (Dim("batch", 4, 8, 64), Dim("width", 8, 8, 64)))
+
+    def launch(self):
+        if self.feeds["z"].shape[1] != 16:
+            raise RuntimeError(f"run at width {self.feeds['z'].shape[1]}")
+        super().launch()
+
+
+def wide():
+    return WideRunner()
+
+
 class LeakingRunner(KnownRunner):
     KEPT = 256 * 1024
 

@@ -331,7 +331,7 @@ def test_a_limit_below_the_service_time_is_a_row_that_says_so():
     with Conductor([candidate("constant")], QUICK) as conductor:
         conductor.open()
         conductor.serve(plan)
-    assert conductor.rows[0].unavailable.startswith("no rate keeps p99 under 1 ms: one alone takes 2.")
+    assert conductor.rows[0].unavailable.startswith("no rate keeps p99 under 1 ms: one alone takes 2")
     assert conductor.rows[0].facts["trials"] == []
 
 
@@ -353,6 +353,17 @@ def test_a_slow_generator_has_the_time_that_its_trial_takes():
         conductor.serve(plan)
     assert conductor.rows[0].facts["rate"] == pytest.approx(30, rel=0.2)
     assert any("requests a second for 3 s" in text for text in said)
+
+
+def test_sizes_reach_every_scenario():
+    plan = ServerPlan(slo_ms=50, max_batch=8, trial_seconds=0.1, min_requests=100, steps=0)
+    with Conductor([candidate("wide")], msgspec.structs.replace(QUICK, reference="")) as conductor:
+        conductor.open()
+        conductor.cold_start(1, {"batch": 4, "width": 16})
+        conductor.measure([("offline", {"batch": 4, "width": 16})])
+        conductor.serve(plan, {"width": 16})
+    assert [row.unavailable for row in conductor.rows] == ["", "", ""]
+    assert [row.conditions["sizes"].get("width") for row in conductor.rows] == [16, 16, 16]
 
 
 def test_a_refused_command_leaves_the_worker_usable():
