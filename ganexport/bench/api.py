@@ -132,7 +132,7 @@ def benchmark(
         reference=reference,
         baseline=baseline,
     )
-    environment = describe()
+    environment, spec = describe(), None
     with Conductor(candidates, plan, progress, on_row) as conductor:
         conductor.open()
         spec = _spec_of(conductor)

@@ -218,6 +218,13 @@ def measure(
             warm_up=options.pop("warm_up"),
             **options,
         )
+    by, rows = report.interrupted_by, len(report.measurements)
+    stopped = InterruptedBySignalError(
+        f"stopped by {by}; {rows or 'no'} rows were {'kept' if rows else 'measured yet'}",
+        exit_code=EXIT_TERMINATED if by == "SIGTERM" else EXIT_INTERRUPTED,
+    )
+    if by and not rows:  # an earlier report under that name is worth more than an empty one
+        raise stopped
     if price_per_hour is not None:
         report = with_price(report, price_per_hour)
     with outputs.written(report, baseline):
@@ -227,9 +234,8 @@ def measure(
             from ganexport.bench.table import print_report
 
             print_report(report, _console.results(), baseline=baseline)
-    if by := report.interrupted_by:
-        code = EXIT_TERMINATED if by == "SIGTERM" else EXIT_INTERRUPTED
-        raise InterruptedBySignalError(f"stopped by {by}; {len(report.measurements)} rows were kept", exit_code=code)
+    if by:
+        raise stopped
     if not any(row.series for row in report.measurements):
         reasons = [f"{row.candidate['name']}: {row.unavailable}" for row in report.measurements if row.unavailable]
         raise BackendUnavailableError(f"nothing could be measured: {reasons[0] if reasons else 'no candidate'}")

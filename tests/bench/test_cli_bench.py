@@ -250,6 +250,42 @@ def test_a_signal_writes_what_was_measured(artifact, tmp_path, number, code, nam
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()], "a worker was left behind"
 
 
+def test_a_signal_while_candidates_open_is_a_report_without_rows(artifact):
+    def interrupt(text, *_):
+        if text.startswith("open"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    report = benchmark(artifact, backends=("onnxruntime",), progress=interrupt)
+    assert report.interrupted_by == "Ctrl-C"
+    assert report.measurements == ()
+
+
+def test_a_signal_before_the_first_row_spares_an_earlier_report(artifact, tmp_path):
+    output = tmp_path / "b.json"
+    output.write_text("an earlier report")
+    command = [
+        sys.executable,
+        "-m",
+        "ganexport",
+        "bench",
+        str(artifact),
+        "--backends",
+        "onnxruntime",
+        "-o",
+        str(output),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not children.read_text():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors == "error: stopped by SIGTERM; no rows were measured yet\n"
+    assert output.read_text() == "an earlier report"
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
 def test_a_signal_while_the_peaks_are_measured_loses_nothing(artifact, monkeypatch, stop):
     def interrupted(*_, **_limits):
