@@ -5,7 +5,7 @@ Percentiles, ratios and verdicts are computed from it later (see :mod:`ganexport
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -19,12 +19,12 @@ class Series(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         name: "compute", "end_to_end", "host_to_device", "device_to_host", "cold_start", …
-        samples: Nanoseconds, in the order they were taken.
+        samples: Nanoseconds, from 1, in the order they were taken.
         items: Images (or other items) produced by each sample; one number when constant.
     """
 
     name: str
-    samples: tuple[int, ...]
+    samples: tuple[Annotated[int, msgspec.Meta(ge=1)], ...]
     items: int = 1
 
 

@@ -115,15 +115,15 @@ def _charts(report: Report, lines: Sequence[Line], colours: dict[str, int]) -> l
 
 def _latency_charts(rows: Sequence[Measurement], colours: dict[str, int]) -> list[str]:
     """Cumulative distributions: of the single-stream cell, else of the smallest batch measured."""
-    timed = [r for r in rows if r.series and primary(r) == "end_to_end"]
+    timed = [r for r in rows if primary(r) == "end_to_end" and rounds_of(r, "end_to_end")]
     chosen = [r for r in timed if r.conditions.get("scenario") == "single-stream"]
     if not chosen and timed:
-        sizes = min((r.conditions["sizes"] for r in timed), key=lambda s: tuple(s.values()))
-        chosen = [r for r in timed if r.conditions["sizes"] == sizes]
+        sizes = min((r.conditions.get("sizes", {}) for r in timed), key=lambda s: tuple(s.values()))
+        chosen = [r for r in timed if r.conditions.get("sizes", {}) == sizes]
     if not chosen:
         return []
     curves = [_distribution(row, colours) for row in chosen]
-    where = sizes_words(chosen[0].conditions["sizes"])
+    where = sizes_words(chosen[0].conditions.get("sizes", {}))
     title = f"Latency, {where}: share of runs that were at least so fast"
     return [svg.chart(title, curves, x_label="end-to-end latency, ms", y_label="share of runs", log_x=True)]
 

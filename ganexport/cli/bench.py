@@ -314,15 +314,6 @@ def _rescue(content: bytes) -> str:
     return f"what was measured is kept in {path}"
 
 
-def _read(path: Path) -> Report:
-    from ganexport.measurement import report_from_json
-
-    try:
-        return report_from_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-
-
 @command.command()
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
@@ -343,9 +334,10 @@ def compare(old: Path, new: Path, threshold: float | None, as_json: bool) -> int
     import dataclasses
 
     from ganexport.bench.compare import compare_reports, environment_changes
+    from ganexport.bench.reading import read_report
     from ganexport.bench.table import print_differences
 
-    before, after = _read(old), _read(new)
+    before, after = read_report(old), read_report(new)
     share = 0.05 if threshold is None else threshold
     differences = compare_reports(before, after, share)
     changes = environment_changes(before, after)
@@ -385,11 +377,12 @@ def merge(
     ganexport bench merge cpu.json h100.json -o all.json --html all.html
     """
     from ganexport.bench.compare import merge_reports
+    from ganexport.bench.reading import read_report
     from ganexport.bench.table import print_report
 
     outputs = _Outputs(output, html_path, markdown_path)
     outputs.require_writable()
-    merged = merge_reports([_read(path) for path in reports], title)
+    merged = merge_reports([read_report(path) for path in reports], title)
     with outputs.written(merged):
         print_report(merged, _console.results())
     return 0

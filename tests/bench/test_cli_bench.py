@@ -34,6 +34,14 @@ def run(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
 
 
+def report(*rows, environment=()):
+    """A report as a hand may have changed it."""
+    whole = [{"candidate": {"name": "a"}, "conditions": {}} | row for row in rows]
+    return json.dumps(
+        {"schema_version": 1, "title": "", "environment": dict(environment), "measurements": whole}, allow_nan=False
+    )
+
+
 @pytest.fixture(scope="module")
 def measured(artifact, tmp_path_factory):
     """One run of the command with every output."""
@@ -177,12 +185,35 @@ def test_missing_files_are_said(arguments, words, tmp_path):
     assert words in done.stderr
 
 
-def test_a_report_that_is_none(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "missing required field"),
+        ('{"schema_version": 1', "truncated"),
+        ("\xff\xfe", "malformed"),
+        ('{"schema_version": 2, "title": "", "environment": {}, "measurements": []}', "newer ganexport (schema 2)"),
+        (report(environment={"peaks": {"cpu": 3}}), "Expected `object`, got `int` - at `$.peaks"),
+        (
+            report({"conditions": {"sizes": None}}),
+            "row 1: not of a report of ganexport bench: Expected `object`",
+        ),
+        (report({"series": [{"name": "end_to_end", "samples": [5, -5]}]}), "Expected `int` >= 1"),
+        (
+            report({"parity": {"psnr": "high"}}),
+            "bench: Expected `float | null`, got `str`",
+        ),
+        (report({"conditions": {"scenario": "server"}, "series": [{"name": "latency", "samples": [1]}]}), "its rate"),
+    ],
+)
+def test_a_report_that_is_none(tmp_path, capfd, text, words):
     path = tmp_path / "x.json"
-    path.write_text("{}")
-    done = run("compare", path, path)
-    assert done.returncode == 2
-    assert "not a benchmark report" in done.stderr
+    path.write_text(text, encoding="latin-1")
+    for command in ("compare", "merge"):
+        assert run_here(["bench", command, str(path), str(path)]) == 2
+        error = capfd.readouterr().err
+        assert error.startswith(f"error: {path}")
+        assert words in error
+        assert len(error.splitlines()) == 1
 
 
 def test_a_device_that_was_asked_for_is_the_only_one(artifact):
