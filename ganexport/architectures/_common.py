@@ -142,7 +142,8 @@ class MinibatchStddev(nn.Module):
         """[N, C, H, W] to [N, C + 1, H, W]."""
         n, c, h, w = x.shape
         group = self.group if n % self.group == 0 else n
-        grouped = x.reshape(group, n // group, c, h, w)
+        # Half precision overflows in the squares, and rounds 1e-8 to 0, where the root has no slope.
+        grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(group, n // group, c, h, w)
         deviation = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean([1, 2, 3])  # [N / group]
         feature = deviation.repeat(group).view(n, 1, 1, 1).expand(n, 1, h, w).to(x.dtype)
         return torch.cat([x, feature], 1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ganexport.architectures import ARCHITECTURES
+from ganexport.architectures._common import MinibatchStddev
 from ganexport.errors import RecipeError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -157,6 +158,18 @@ def test_labels_change_the_picture():
             same = {key: value.expand(2, *value.shape[1:]) for key, value in extra.items()}
             images = generator.eval()(**{**same, "z": z, "labels": torch.tensor([0, 1])})
         assert (images[0] - images[1]).abs().max() > 1e-3, name
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 400.0])
+def test_the_minibatch_deviation_of_half_precision_is_that_of_float32(scale):
+    deviation, x = MinibatchStddev(), (torch.randn(8, 5, 4, 4) * scale).half().requires_grad_()
+    exact = x.detach().float().requires_grad_()
+    found, wanted = deviation(x), deviation(exact)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), wanted, rtol=1e-3, atol=1e-6)
+    found[:, -1].float().sum().backward()
+    wanted[:, -1].sum().backward()
+    torch.testing.assert_close(x.grad.float(), exact.grad, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("spectral", [True, False])

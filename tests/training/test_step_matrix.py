@@ -139,6 +139,10 @@ def test_lowered_with_eagers_gradients(objective, regularized, architecture, pre
     check_compiled(objective, regularized, architecture, "default", precision)
 
 
+def test_a_minibatch_deviation_trains_in_fp16():
+    train(build("non-saturating", "r1", "stylegan2/0", precision="fp16"), 1)
+
+
 def test_compiled_trains():
     for precision in ("fp32", "bf16"):
         fresh_graphs()
