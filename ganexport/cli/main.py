@@ -10,7 +10,7 @@ from types import FrameType
 
 import click
 
-from ganexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, GanExportError, Terminated
+from ganexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, GanExportError, Terminated, UsageError
 
 #: Command name → (module, one line for the overview). One file a command; imported only when it runs.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -84,6 +84,7 @@ def run(arguments: list[str] | None = None) -> int:
         0 done; 1 a check failed; 2 bad usage, bad input or a refusal; 130 Ctrl-C; 143 SIGTERM.
     """
     try:
+        _require_utf8(sys.argv[1:] if arguments is None else arguments)
         result = cli.main(args=arguments, prog_name="ganexport", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except GanExportError as error:
@@ -106,6 +107,13 @@ def run(arguments: list[str] | None = None) -> int:
         # The reader of our output went away (| head): nothing to say, and nowhere to say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _require_utf8(arguments: list[str]) -> None:
+    """Refuse names that neither JSON nor the engines can take."""
+    for word in arguments:
+        if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UsageError(f"{os.fsencode(word)!r}: is not UTF-8; rename the file or folder")
 
 
 def _say(message: str) -> None:

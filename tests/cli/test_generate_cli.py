@@ -213,6 +213,15 @@ def test_a_wrong_hash_and_a_future_schema(artifact, tmp_path, ganexport_command)
         assert "newer ganexport" in one_line(err)
 
 
+def test_names_that_are_not_utf8_are_refused_before_any_work(artifact, tmp_path):
+    for words in (["generate", artifact.path, "-n", "1", "--json", "-o"], ["bench", artifact.path, "-o"]):
+        command = [sys.executable, "-m", "ganexport", *words, os.fsencode(tmp_path) + b"/\xff.json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert one_line(done.stderr).endswith(r"/\xff.json': is not UTF-8; rename the file or folder")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk(artifact, tmp_path):
     """On a real file system of 64 KiB, in a mount namespace of its own."""
     place = tmp_path / "small"
