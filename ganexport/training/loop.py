@@ -381,6 +381,8 @@ class Trainer:
         else:
             self.step = 0
             self._build()
+            if self.recipe.transfer.init_from:
+                self.networks.transfer()
         self.lower_rate(scale, rollbacks, f"{seen}; back to step {self.step}")
 
     def lower_rate(self, scale: float, rollbacks: int, why: str) -> None:

@@ -90,7 +90,7 @@ class Networks:
         # process and several agree), they are a function of the global sample instead.
         between = any(module.POINTS in ("between", "perturbed") for module, _ in self.engine.penalties)
         self._places = between and (group.world > 1 or device.type == "cpu")
-        seed_everything(training.seed * 1_000_003 + group.rank)
+        seed_everything((training.seed * 1_000_003 + group.rank) % 2**63)
 
     def _engine(self, group: Group) -> TrainingStep:
         known, recipe = registries(), self.recipe

@@ -132,6 +132,10 @@ def test_latents_are_indexed_by_global_sample() -> None:
     assert not torch.equal(whole.draw(0)["z"], torch.from_numpy(public["z"]))  # training has latents of its own
 
 
+def test_the_largest_seed_trains() -> None:
+    tiny.trainer(tiny.recipe(training={"seed": 2**63 - 1})).advance(log=False)
+
+
 def test_accumulated_parts_give_the_whole_batchs_gradients() -> None:
     found = []
     for parts in (1, 4):

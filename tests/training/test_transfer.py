@@ -13,6 +13,7 @@ from ganexport.checkpoint import load_run, read_checkpoint
 from ganexport.errors import CheckpointError, RecipeError, UsageError
 from ganexport.recipe import load_recipe, recipe_names
 from ganexport.training.api import train
+from ganexport.training.guard import DivergedError
 from ganexport.training.networks import build
 from ganexport.training.progress import Reporter
 from ganexport.training.transfer import read_source, stages, start_from
@@ -118,6 +119,24 @@ def test_a_frozen_run_resumes_to_the_bit(source: Path, tmp_path: Path) -> None:
     for file, tensors in whole.tensors.items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, resumed.tensors[file][name]), f"{file}: {name}"
+
+
+def test_a_rollback_before_the_first_checkpoint_goes_back_to_the_transferred_weights(source: Path) -> None:
+    recipe = tiny_run.recipe(transfer={"init_from": str(source)}, training={"steps": 2})
+
+    def planted(line: dict[str, float]) -> None:
+        raise DivergedError("step 2: planted")
+
+    diverged, lowered = tiny_run.trainer(recipe, rollback=True), tiny_run.trainer(recipe)
+    for trainer in (diverged, lowered):
+        trainer.networks.transfer()
+    diverged.guard.look = planted  # type: ignore[method-assign]
+    lowered.rate_scale = 0.5
+    for trainer in (diverged, lowered):
+        trainer.train()
+    assert diverged.rollbacks == 1
+    wanted = tiny_run.weights(lowered)
+    assert all(torch.equal(value, wanted[name]) for name, value in tiny_run.weights(diverged).items())
 
 
 def test_freezing_is_refused_where_it_makes_no_sense(source: Path, tmp_path: Path) -> None:
