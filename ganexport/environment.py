@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -135,8 +136,39 @@ def _cpu() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores that this process may use: by its affinity, and by its container's limit rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = core_quota()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def quota_threads() -> int | None:
+    """Threads for an engine that would otherwise take every core of the machine; None where it may."""
+    return None if core_quota() is None else usable_cores()
+
+
+def core_quota() -> float | None:
+    """Cores' worth of time that control groups grant this process (its container's limit); None without a limit.
+
+    An engine with a thread for every core of the machine is stopped for most of each period under such a limit.
+    """
+    grants = []
+    for line in _read("/proc/self/cgroup").splitlines() or ["0::/"]:
+        _, _, controllers_and_path = line.partition(":")
+        controllers, _, path = controllers_and_path.partition(":")
+        # Inside a container its own group is mounted at the top, whatever the path says.
+        for folder in {path.rstrip("/"), ""}:
+            if not controllers:  # version 2
+                quota, _, period = _read(f"/sys/fs/cgroup{folder}/cpu.max").strip().partition(" ")
+            elif "cpu" in controllers.split(","):
+                quota, period = (
+                    _read(f"/sys/fs/cgroup/cpu{folder}/cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+                )
+            else:
+                continue
+            if quota.isdigit() and period.isdigit() and int(period) > 0:
+                grants.append(int(quota) / int(period))
+    return min(grants, default=None)
 
 
 def _memory() -> int | None:

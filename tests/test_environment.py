@@ -132,3 +132,37 @@ def test_energy_that_is_not_counted_is_unknown(tmp_path, monkeypatch):
     assert environment.energy_joules(endless, environment.energy_counters(), 1.0) is None
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("")
     assert environment.energy_joules(before, environment.energy_counters(), 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "5000 100000\n"}, 1),
+        ({"/proc/self/cgroup": "0::/a.slice/b\n", "/sys/fs/cgroup/a.slice/b/cpu.max": "300000 100000\n"}, 3),
+        (
+            {
+                "/proc/self/cgroup": "5:cpu,cpuacct:/docker/x\n3:memory:/docker/x\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "5:cpu,cpuacct:/\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            64,
+        ),
+        ({}, 64),
+    ],
+)
+def test_a_containers_limit_counts_as_cores(files, cores, monkeypatch):
+    monkeypatch.setattr(environment, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert environment.usable_cores() == cores
+    assert environment.quota_threads() == (None if cores == 64 else cores)

@@ -40,7 +40,7 @@ Signals: TERM and INT drain and stop; HUP looks for a newer artifact now; USR2 r
     type=click.FloatRange(0, 600),
     default=0.0,
     show_default=True,
-    help="Seconds not ready but open.",
+    help="Seconds after TERM not ready, yet serving.",
 )
 @click.option(
     "--reload", type=click.FloatRange(0, 86400), default=2.0, show_default=True,

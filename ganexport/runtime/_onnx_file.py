@@ -7,8 +7,9 @@ are those of onnx.proto.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from ganexport.errors import ArtifactError
 
@@ -16,6 +17,7 @@ from ganexport.errors import ArtifactError
 _PASS_THROUGH = ("Identity", "Reshape", "Transpose", "DepthToSpace", "Squeeze", "Unsqueeze", "Flatten", "Cast")
 
 _Field = tuple[int, memoryview | int]
+_Read = TypeVar("_Read")
 
 
 def metadata_and_producers(path: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -24,17 +26,49 @@ def metadata_and_producers(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     Raises:
         ArtifactError: Not a protobuf file.
     """
+    return _mapped(path, _read_model)
+
+
+def _mapped(path: Path, read: Callable[[memoryview], _Read]) -> _Read:
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             view = memoryview(mapped)
             try:
-                return _read_model(view)
+                return read(view)
             finally:
                 view.release()
     except (ValueError, IndexError, OverflowError, BufferError) as error:
         raise ArtifactError(f"{path}: not an ONNX file ({error})") from None
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from None
+
+
+def external_files(path: Path) -> list[str]:
+    """Names of the files, beside an ONNX file, that hold weights of it.
+
+    Raises:
+        ArtifactError: Not a protobuf file.
+    """
+    return _mapped(path, _external_files)
+
+
+def _external_files(view: memoryview) -> list[str]:
+    names: dict[str, None] = {}
+    graphs = (value for number, value in _fields(view) if number == 7)
+    tensors = (t for graph in graphs for number, t in _fields(_message(graph)) if number == 5)
+    for tensor in tensors:
+        entries = (value for number, value in _fields(_message(tensor)) if number == 13)
+        for entry in entries:
+            pair = {number: _text(_message(content)) for number, content in _fields(_message(entry))}
+            if pair.get(1) == "location":
+                names[pair.get(2, "")] = None
+    return list(names)
+
+
+def _message(value: memoryview | int) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a number in place of a message")
+    return value
 
 
 def _read_model(view: memoryview) -> tuple[dict[str, str], dict[str, str]]:

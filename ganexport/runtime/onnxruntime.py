@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ganexport.artifact import INT8_WEIGHTS
+from ganexport.environment import quota_threads
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
 from ganexport.runtime._dlpack import CUDA as CUDA_DEVICE
 from ganexport.runtime._dlpack import Place
@@ -233,8 +234,8 @@ def open_session(path: Path, settings: Mapping[str, Any], cuda: int | None, *, n
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; warnings on stderr are not for the user
-    if "threads" in settings:
-        options.intra_op_num_threads = settings["threads"]
+    if (threads := settings.get("threads", quota_threads())) is not None:
+        options.intra_op_num_threads = threads
     if "spinning" in settings:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings["spinning"])))
     if cuda is not None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ganexport.artifact import INT8_WEIGHTS
-from ganexport.environment import int8_overflows
+from ganexport.environment import int8_overflows, quota_threads
 from ganexport.errors import ArtifactError, BackendUnavailableError
 from ganexport.runtime._dlpack import Place, place
 from ganexport.runtime.base import (
@@ -138,8 +138,8 @@ def compile_model(path: Path, settings: Mapping[str, Any]) -> Any:
         "INFERENCE_PRECISION_HINT": settings.get("precision", "f32"),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    if "threads" in settings:
-        config["INFERENCE_NUM_THREADS"] = settings["threads"]
+    if (threads := settings.get("threads", quota_threads())) is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
     if "streams" in settings:
         config["NUM_STREAMS"] = settings["streams"]
         del config["PERFORMANCE_HINT"]

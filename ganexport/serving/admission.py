@@ -30,11 +30,16 @@ class Admission:
     Args:
         limit: Most samples pending; see :func:`ganexport.serving.server.useful_pending`.
         metrics: Told of every change.
+
+    Attributes:
+        stopping: Soon nothing is admitted any more: not ready, answers close their connections.
+        draining: Nothing is admitted any more.
     """
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self.limit = limit
         self.pending = 0
+        self.stopping = False
         self.draining = False
         self._metrics = metrics
         self._rate = 0.0  # samples a second, exponentially averaged

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ganexport.errors import ArtifactError, UsageError
 from ganexport.seeding import MAX_SEED, TRUNCATION, batched, latents
+from ganexport.serving.encoding import WEBP_SIDE, grid_size
 from ganexport.spec import BATCH, Dim, GeneratorSpec, Label, Normal, OneHot, Uniform
 
 Array = NDArray[Any]
@@ -119,6 +120,10 @@ def check(job: Job, able: Abilities) -> None:
     """
     if job.format not in able.formats:
         raise UsageError(f"format {job.format!r} is for pictures; this generator gives {', '.join(able.formats)}")
+    if job.format == "webp" and able.shape is not None:
+        rows, columns = grid_size(job.count, job.count if job.walk_to is not None else None)
+        if max(rows * able.shape[0], columns * able.shape[1]) > WEBP_SIDE:
+            raise UsageError(f"format: WebP pictures are at most {WEBP_SIDE} pixels a side; ask for fewer, or for png")
     if job.labels is not None:
         if able.classes is None:
             raise UsageError("labels: this generator takes no labels")

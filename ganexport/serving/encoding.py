@@ -58,13 +58,18 @@ def grid(images: Array, columns: int | None = None) -> Array:
     if count == 1:
         single: Array = images[0]
         return single
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
+    rows, columns = grid_size(count, columns)
     sheet: Array = np.zeros((rows * columns, height, width, channels), images.dtype)
     sheet[:count] = images
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     joined: Array = sheet.reshape(rows * height, columns * width, channels)
     return joined
+
+
+def grid_size(count: int, columns: int | None = None) -> tuple[int, int]:
+    """(rows, columns) of so many pictures; near-square when the columns are not said."""
+    columns = columns or math.ceil(math.sqrt(count))
+    return math.ceil(count / columns), columns
 
 
 def _picture(image: Array, format: str) -> bytes:  # noqa: A002

@@ -24,6 +24,7 @@ BODY_LIMIT = 1 << 20
 BODY_SECONDS = 10.0
 OPEN_LIMIT = 512
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
+_JSON = re.compile(rb"\s*application/([a-z0-9.-]+\+)?json\s*(;|\Z)", re.IGNORECASE)
 _QUIET = ("/healthz", "/readyz", "/metrics")
 #: Refused unparsed while no further sample is admitted: under overload most requests end here, and cost the least.
 _BOUNDED = frozenset({"/v1/generate", "/v1/walk"})
@@ -34,7 +35,7 @@ class Envelope:
 
     Args:
         app: The application.
-        admission: Asked whether the server is draining, and when to come again.
+        admission: Asked whether the server is stopping, and when to come again.
         metrics: Counts every answer.
         log: Gets a line for every answer.
         body_limit: Bytes; more is 413.
@@ -86,10 +87,15 @@ class Envelope:
         if body is None:
             await exchange.refuse(413, f"the body is larger than {self._body_limit} bytes")
             return
-        if scope["path"] in _BOUNDED and scope["method"] == "POST" and self._admission.full:
-            refused = self._admission.too_many()
-            await exchange.refuse(refused.status, refused.message, keep=True)
-            return
+        if scope["path"] in _BOUNDED and scope["method"] == "POST":
+            if self._admission.full:
+                refused = self._admission.too_many()
+                await exchange.refuse(refused.status, refused.message, keep=True)
+                return
+            # Not only for clarity: a page of another site cannot send JSON without asking the browser first.
+            if not _JSON.match(exchange.header(b"content-type") or b""):
+                await exchange.refuse(415, "send JSON with the header content-type: application/json", keep=True)
+                return
         await self._app(scope, _replay(body, receive), exchange.send)
 
     def _record(self, exchange: _Exchange, scope: Scope) -> None:
@@ -134,7 +140,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.id), (b"x-content-type-options", b"nosniff")]
-            if self._admission.draining:
+            if self._admission.stopping:
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         await self._send(message)

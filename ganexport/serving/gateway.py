@@ -75,7 +75,7 @@ class Gateway:
     @property
     def ready(self) -> bool:
         """Whether new requests will be served."""
-        return self.reachable and not self.admission.draining
+        return self.reachable and not self.admission.stopping
 
     async def answer(self, request: Request, job: Job) -> Response:
         """Generate, or say why not: 422 what cannot be, 429 and 503 what cannot be now."""
@@ -133,6 +133,7 @@ def _answers(*types: str) -> dict[int | str, dict[str, Any]]:
     """The documented answers of a route that generates."""
     content = {MEDIA_TYPES[name]: _BYTES for name in types}
     problems = {400: "Not JSON.", 408: "The body came too slowly.", 413: "Too large.", 422: "Cannot be generated."}
+    problems[415] = "Not declared as JSON."
     later = {429: "Too many samples are pending.", 503: "Not able to serve now."}
     return {
         200: {"description": "The samples.", "content": content},
@@ -201,16 +202,18 @@ def _add_operations(app: FastAPI, gateway: Gateway) -> None:
         held = [{"version": v.digest, "adopted": v.adopted} for v in gateway.store.history]
         return {"held": held, "serving": gateway.store.current.digest, "refused": gateway.refusal}
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="The process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     not_ready = {503: {"model": Problem, "description": "Not ready.", "headers": _RETRY}}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", responses=not_ready, summary="New requests will be served")  # type: ignore[arg-type]
     async def readyz() -> dict[str, str]:
         if not gateway.ready:
-            raise Refused(503, "shutting down" if gateway.admission.draining else "no replica answers", 1)
+            raise Refused(503, "shutting down" if gateway.admission.stopping else "no replica answers", 1)
         return {"status": "ready"}
 
     text = {200: {"description": "Prometheus metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
@@ -227,6 +230,7 @@ def _add_page(app: FastAPI) -> None:
         f"frame-ancestors 'none'; script-src {_hashes(page, 'script')}; style-src {_hashes(page, 'style')}"
     )
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return Response(page, media_type="text/html", headers={"content-security-policy": policy})
@@ -248,7 +252,7 @@ def _handle_errors(app: FastAPI) -> None:
     handlers: dict[type[Exception], Callable[[Any], JSONResponse]] = {
         Refused: lambda e: problem(e.status, e.message, {"retry-after": str(e.retry_after)}),
         GanExportError: lambda e: problem(422, str(e)),
-        RequestValidationError: lambda e: problem(422, _first(e)),
+        RequestValidationError: lambda e: problem(*_first(e)),
     }
     for kind, handler in handlers.items():
 
@@ -259,10 +263,13 @@ def _handle_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, handle)
 
 
-def _first(error: RequestValidationError) -> str:
-    """The first thing wrong, as ``field: reason``; the client's own input is not sent back."""
+def _first(error: RequestValidationError) -> tuple[int, str]:
+    """Status, and the first thing wrong as ``field: reason``; the client's own input is not sent back."""
     found = error.errors()[0]
+    if found["type"] == "json_invalid":
+        reason = found.get("ctx", {}).get("error", "")
+        return 400, f"not JSON: {reason} (at character {found['loc'][-1]})"
     where = [str(part) for part in found["loc"][1:]]  # the first part says body, query or path
     if found["loc"][0] == "body" and len(where) > 1 and where[0] in ("seeds", "seed"):
         where = where[1:]  # the tag of the alternative
-    return f"{'.'.join(where)[:80]}: {found['msg']}" if where else str(found["msg"])
+    return 422, f"{'.'.join(where)[:80]}: {found['msg']}" if where else str(found["msg"])

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ganexport.environment import usable_cores
 from ganexport.errors import ArtifactError
 from ganexport.runtime._images import image_tensor, to_uint8
 from ganexport.seeding import batched
@@ -36,11 +37,13 @@ class Checked(msgspec.Struct, frozen=True):
         spec: The generator's spec.
         abilities: What it can be asked for.
         runtime: What ran it.
+        device: "cpu" or "cuda:0".
     """
 
     spec: GeneratorSpec
     abilities: Abilities
     runtime: str
+    device: str = "cpu"
 
 
 def open_generator(path: Path, settings: EngineSettings) -> Generator:
@@ -53,7 +56,7 @@ def open_generator(path: Path, settings: EngineSettings) -> Generator:
 
     threads = settings.threads
     if threads is None and settings.streams > 1:
-        threads = max(1, len(os.sched_getaffinity(0)) // settings.streams)
+        threads = max(1, usable_cores() // settings.streams)
     generator = load(path, settings.backend, settings.device, precision=settings.precision)
     if threads is None or generator.device != "cpu" or generator.backend not in _THREADED:
         return generator
@@ -82,7 +85,7 @@ def check(path: Path, settings: EngineSettings) -> Checked:
         for name, value in outputs.items():
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise ArtifactError(f"output {name!r} holds NaN or infinite values for seed 0")
-        return Checked(generator.spec, able, generator.runtime)
+        return Checked(generator.spec, able, generator.runtime, generator.device)
     finally:
         generator.close()
 

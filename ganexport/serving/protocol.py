@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol plus: time for a request's head, its size, and time for reading our answer."""
+    """uvicorn's protocol plus: time for a request's head, its size, and a least pace for reading our answer."""
 
     head_seconds = 10.0
     head_bytes = 32 << 10
     write_seconds = 30.0
+    write_bytes = 32 << 10
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -57,15 +61,29 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """The client does not read what we send: it has ``write_seconds``."""
+        """The client reads slower than we send: it must take ``write_bytes`` in each ``write_seconds``."""
         super().pause_writing()
-        self._stop_write_timer()
-        self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+        self._await_reader()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._stop_write_timer()
         super().resume_writing()
+
+    def _await_reader(self) -> None:
+        self._stop_write_timer()
+        self._write_timer = self.loop.call_later(self.write_seconds, self._check_reader, self._unread())
+
+    def _check_reader(self, before: int) -> None:
+        if before - self._unread() < self.write_bytes:
+            self.transport.abort()
+        else:
+            self._await_reader()
+
+    def _unread(self) -> int:
+        """Bytes that the client has not acknowledged: ours, and the kernel's, which takes megabytes at a time."""
+        held = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return self.transport.get_write_buffer_size() + int.from_bytes(held, sys.byteorder)
 
     def _start_head_timer(self) -> None:
         self._stop_head_timer()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any
 
+import msgspec
+
 from ganexport.cluster import QUIET, TRANSPORT, join, load_serve
+from ganexport.environment import usable_cores
+from ganexport.errors import BackendUnavailableError
 from ganexport.serving.drawing import Job
 from ganexport.serving.engine import Answer, Engine, EngineSettings
 from ganexport.serving.gateway import ReplicaLostError
@@ -24,11 +29,14 @@ class RayReplicas:
     """A Ray Serve application of :class:`Engine`.
 
     Args:
-        settings: Of each engine.
+        settings: Of each engine; "cuda" gives each replica a GPU, or a share of one where there are fewer.
         version: Loaded by every replica as it starts.
         replicas: How many.
         address: Of a running Ray cluster; None starts one inside this process's machine.
         metrics: Counts retries.
+
+    Raises:
+        BackendUnavailableError: Ray cannot be joined, has no GPU for what needs one, or its replicas do not start.
     """
 
     def __init__(
@@ -40,6 +48,10 @@ class RayReplicas:
         # Its remarks are not JSON; what matters of them is an error here.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         _connect(ray, address, replicas, settings)
+        on_gpu = version.checked.device.startswith("cuda")
+        gpus = gpu_share(replicas, ray.available_resources().get("GPU", 0.0)) if on_gpu else 0.0
+        if on_gpu:  # Ray shows a replica its own GPU alone, as the first
+            settings = msgspec.structs.replace(settings, device="cuda")
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
         deployment: Any = serve.deployment(
             Engine,
@@ -50,10 +62,15 @@ class RayReplicas:
             graceful_shutdown_timeout_s=30,
             health_check_period_s=2,
             health_check_timeout_s=30,
-            ray_actor_options={"num_cpus": 0, "num_gpus": 1 if _wants_gpu(settings) else 0},
+            ray_actor_options={"num_cpus": 0, "num_gpus": gpus},
         )
         app = deployment.bind(settings, (version.digest, version.path))
-        self._handle = serve.run(app, name="ganexport", route_prefix=None)
+        try:
+            self._handle = serve.run(app, name="ganexport", route_prefix=None)
+        except RuntimeError as error:
+            self.close()
+            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
+            raise BackendUnavailableError(f"the replicas did not start: {reason.strip()[:500]}") from None
 
     async def generate(self, version: Version, job: Job) -> Answer:
         """Have a replica answer; another one when it dies over it.
@@ -84,13 +101,23 @@ class RayReplicas:
         self._ray.shutdown()
 
 
-def _wants_gpu(settings: EngineSettings) -> bool:
-    return bool(settings.device and settings.device.startswith("cuda"))
+def gpu_share(replicas: int, free: float) -> float:
+    """GPUs that each replica asks Ray for: one, or an equal share of those that are free.
+
+    Raises:
+        BackendUnavailableError: None is free; Ray would wait for one without end.
+    """
+    whole = int(free)
+    if whole < 1:
+        raise BackendUnavailableError(
+            "the generator runs on a GPU and Ray has none free: free one, start Ray where there is one, or --device cpu"
+        )
+    return 1.0 if replicas <= whole else 1.0 / math.ceil(replicas / whole)
 
 
 def _connect(ray: Any, address: str | None, replicas: int, settings: EngineSettings) -> None:
     # Stated thread counts are kept; otherwise Ray would pin each replica to one.
-    threads = str(settings.threads or max(1, (os.cpu_count() or 1) // (replicas * settings.streams)))
+    threads = str(settings.threads or max(1, usable_cores() // (replicas * settings.streams)))
     variables = {"OMP_NUM_THREADS": threads, **{name: os.environ[name] for name in TRANSPORT}}
     if address is not None:
         join(ray, address, variables)

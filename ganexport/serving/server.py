@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,13 @@ from typing import Any
 import msgspec
 
 from ganexport.cluster import load_serve
+from ganexport.environment import usable_cores
 from ganexport.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, GanExportError, MissingDependencyError, UsageError
 from ganexport.serving.engine import EngineSettings
+
+#: Seconds until a refused artifact is looked at again, doubled each time up to the most.
+RETRY_FIRST = 5.0
+RETRY_MOST = 300.0
 
 
 def useful_pending(options: ServerOptions) -> int:
@@ -43,8 +50,8 @@ class ServerOptions(msgspec.Struct, frozen=True):
         max_pending: Most samples admitted at a time; None for :func:`useful_pending`.
         timeout: Seconds for a request, waiting included.
         drain: Seconds for the requests under way after SIGTERM.
-        drain_delay: Seconds from SIGTERM during which the port stays open and /readyz says 503, so that
-            load balancers turn away before it closes.
+        drain_delay: Seconds from SIGTERM during which /readyz says 503 while requests are still answered, so
+            that load balancers turn away before the port closes.
         reload: Seconds between looks at the artifact; 0 only looks on SIGHUP.
         state: Folder for the versions; None for a temporary one.
     """
@@ -85,7 +92,7 @@ def serve(artifact: Path, options: ServerOptions) -> int:
             f"serving needs the package {error.name}: pip install 'ganexport[serve]'"
         ) from None
     load_serve()
-    options = _share_cores(options)
+    options = _one_gpu(_share_cores(options))
     state = options.state or Path(tempfile.mkdtemp(prefix="ganexport-serve-"))
     listener = _bind(options.host, options.port)
     try:
@@ -101,8 +108,29 @@ def _share_cores(options: ServerOptions) -> ServerOptions:
     shares = options.replicas * options.engine.streams
     if options.engine.threads is not None or shares == 1 or options.address is not None:
         return options
-    threads = max(1, len(os.sched_getaffinity(0)) // shares)
+    threads = max(1, usable_cores() // shares)
     return msgspec.structs.replace(options, engine=msgspec.structs.replace(options.engine, threads=threads))
+
+
+def _one_gpu(options: ServerOptions) -> ServerOptions:
+    """``cuda:1`` by showing this process and its children that GPU alone: Ray numbers what a replica sees from 0.
+
+    Raises:
+        UsageError: A number on a cluster, whose machines have GPUs of their own.
+    """
+    device = options.engine.device or ""
+    if not device.startswith("cuda:"):
+        return options
+    if options.address is not None:
+        raise UsageError(f"--device {device} names a GPU of one machine: on a cluster write --device cuda")
+    number = device.removeprefix("cuda:")
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if not number.isdigit():
+        raise UsageError(f"unknown device {device!r}: write cpu, cuda or cuda:1")
+    if visible and int(number) >= len(visible):
+        raise UsageError(f"--device {device}: CUDA_VISIBLE_DEVICES shows {len(visible)} of the GPUs, from cuda:0 on")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible else number
+    return msgspec.structs.replace(options, engine=msgspec.structs.replace(options.engine, device="cuda"))
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -133,6 +161,8 @@ class _Server:
         self.stop = asyncio.Event()
         self.exit_code = 0
         self._reload_lock = asyncio.Lock()
+        self._retry_at = math.inf
+        self._retry_after = RETRY_FIRST
 
     async def run(self) -> int:
         """The whole life."""
@@ -176,11 +206,13 @@ class _Server:
         self.log("serving", url=f"http://{shown}:{port}/", version=self.store.current.digest, pid=os.getpid())
         stopping = asyncio.create_task(self.stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        self.admission.stopping = True
+        if not serving.done() and self.options.drain_delay:
+            self.log("stopping", pending=self.admission.pending)
+            await asyncio.wait({serving}, timeout=self.options.drain_delay)
         self.admission.draining = True
         self.log("draining", pending=self.admission.pending)
-        if not serving.done():
-            await asyncio.sleep(self.options.drain_delay)
-            server.should_exit = True
+        server.should_exit = True
         await serving
         for helper in (*helpers, stopping):
             helper.cancel()
@@ -230,9 +262,13 @@ class _Server:
             await asyncio.sleep(self.options.reload)
             now = await asyncio.to_thread(fingerprint, self.artifact)
             # A missing artifact is one that is being replaced.
-            if now is not None and now != self._seen:
-                self._seen = now
-                await self._reload()
+            if now is None:
+                continue
+            if now != self._seen:
+                self._seen, self._retry_after = now, RETRY_FIRST
+            elif time.monotonic() < self._retry_at:
+                continue
+            await self._reload()
 
     async def _reload(self) -> None:
         """Adopt what lies there now; a version that fails its check changes nothing."""
@@ -240,12 +276,16 @@ class _Server:
             before = self.store.current.digest
             try:
                 version = await self.store.adopt(self.artifact)
-            except GanExportError as error:
-                self.gateway.refusal = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, what serves goes on, and so does the watching
+                reason = str(error) if isinstance(error, GanExportError) else f"{type(error).__name__}: {error}"
+                self.gateway.refusal = reason
                 self.metrics.reloads.labels("refused").inc()
-                self.log("reload-refused", "error", reason=str(error), serving=before)
+                self.log("reload-refused", "error", reason=reason, serving=before)
+                # A full disk or a file still being copied passes, and leaves no trace at the artifact.
+                self._retry_at = time.monotonic() + self._retry_after
+                self._retry_after = min(2 * self._retry_after, RETRY_MOST)
                 return
-            self.gateway.refusal = None
+            self.gateway.refusal, self._retry_at, self._retry_after = None, math.inf, RETRY_FIRST
             self.metrics.reloads.labels("adopted").inc()
             self.metrics.serving(version.digest)
             self.log("reloaded", version=version.digest, before=before)
@@ -258,5 +298,6 @@ class _Server:
             except GanExportError as error:
                 self.log("roll-back-refused", "error", reason=str(error), serving=before)
                 return
+            self._retry_at = math.inf
             self.metrics.serving(version.digest)
             self.log("rolled-back", version=version.digest, before=before)

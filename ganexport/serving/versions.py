@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import re
 import shutil
 import tempfile
 import time
@@ -18,12 +19,14 @@ import msgspec
 
 from ganexport.artifact import GOLDEN, MANIFEST, Artifact, write_atomic, writing
 from ganexport.errors import ArtifactError, GanExportError, OutputError, UsageError
+from ganexport.runtime._onnx_file import external_files
 from ganexport.serving.loading import Checked
 
 #: Versions kept on disk: the current one and those that can be rolled back to.
 KEPT_VERSIONS = 3
 #: File that remembers them.
 SAVED = "versions.json"
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -150,6 +153,7 @@ class VersionStore:
             raise UsageError("there is no earlier version to roll back to")
         self._withdrawn = self._history.pop().digest
         self._save()
+        self._forget()
         return self.current
 
     def _own(self) -> None:
@@ -180,9 +184,12 @@ class VersionStore:
             write_atomic(self.root / SAVED, msgspec.json.encode(_Saved(tuple(self._history), self._withdrawn)))
 
     def _forget(self) -> None:
-        for old in self._history[:-KEPT_VERSIONS]:
-            shutil.rmtree(self.root / old.digest, ignore_errors=True)
+        """Remove copies that will not serve again; the one just rolled back may still have requests under way."""
         self._history = self._history[-KEPT_VERSIONS:]
+        kept = {version.digest for version in self._history} | {self._withdrawn}
+        for folder in self.root.iterdir():
+            if _DIGEST.fullmatch(folder.name) and folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def fingerprint(source: Path) -> tuple[int, int, int] | None:
@@ -200,21 +207,29 @@ def _copy(source: Path, folder: Path) -> tuple[str, str]:
     with writing(folder):
         if source.is_file():
             shutil.copyfile(source, folder / source.name)
-            return _digest((folder / source.name).read_bytes()), source.name
+            digest = _digest((folder / source.name).read_bytes())
+            for name in external_files(folder / source.name):
+                _copy_within(source.parent, folder, name, "weights of the ONNX file")
+            return digest, source.name
     artifact = Artifact(source)
     names = [MANIFEST, *(name for f in artifact.manifest.files for name in (f.path, *f.companions))]
     if artifact.manifest.golden_sha256:
         names.append(GOLDEN)
     for name in names:
-        origin, copy = source / name, folder / name
-        if not origin.resolve().is_relative_to(source.resolve()):
-            raise ArtifactError(f"{origin}: a link that leaves the artifact")
-        if not origin.is_file():
-            raise ArtifactError(f"{origin}: named in the manifest but missing; convert again")
-        with writing(copy):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(origin, copy)
+        _copy_within(source, folder, name, "named in the manifest")
     return _digest((folder / MANIFEST).read_bytes()), ""
+
+
+def _copy_within(source: Path, folder: Path, name: str, what: str) -> None:
+    """One file of a folder, under the same name; nothing outside the folder is read."""
+    origin, copy = source / name, folder / name
+    if not origin.resolve().is_relative_to(source.resolve()):
+        raise ArtifactError(f"{origin}: a link that leaves its folder")
+    if not origin.is_file():
+        raise ArtifactError(f"{origin}: {what}, but missing; convert again")
+    with writing(copy):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin, copy)
 
 
 def _digest(content: bytes) -> str:

@@ -214,6 +214,8 @@ def served_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def served(served_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    server = Served(served_artifact, tmp_path_factory.mktemp("run"), "--replicas", "2", "--reload", "0.3")
+    server = Served(
+        served_artifact, tmp_path_factory.mktemp("run"), "--replicas", "2", "--reload", "0.3", "--drain-delay", "1"
+    )
     yield server
     server.stop()

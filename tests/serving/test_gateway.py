@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from PIL import Image
 from serving_helpers import SIZE, make_artifact
 
 import ganexport
+from ganexport.errors import UsageError
+from ganexport.serving.drawing import Abilities, Job, check
 from ganexport.spec import Dim
 
 
@@ -127,7 +130,6 @@ def test_requests_at_once_share_batches_and_get_their_own_samples(local, expecte
         (b'{"seed": 1, "truncation": Infinity}', "truncation"),
         (b'{"seed": 1, "truncation": 1e999}', "truncation"),
         (b'{"seed": 1, "\\ud800": 1}', "unicode"),
-        (b"{", "JSON"),
         (b"", "required"),
     ],
 )
@@ -187,3 +189,29 @@ def test_generators_of_arrays_fixed_batches_and_no_classes(make_local, tmp_path:
 def test_an_unreachable_path_is_404_and_says_nothing_of_files(local) -> None:
     for path in ("/../../etc/passwd", "/v1/images/..%2f..%2fetc%2fpasswd", "/static/x", "/v1/generate/../../x"):
         assert local.client.request(path).status in (404, 405, 422)
+
+
+def test_what_is_not_json_is_named_as_that(local) -> None:
+    reply = local.client.request("/v1/generate", b'{"seed": 1,}')
+    assert (reply.status, reply.json["detail"].split(":")[0]) == (400, "not JSON")
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d sends
+    reply = local.client.request("/v1/generate", b'{"seed": 1}', form)
+    assert (reply.status, reply.json["detail"]) == (415, "send JSON with the header content-type: application/json")
+    for kind in ("application/json; charset=utf-8", "application/problem+json", "Application/JSON"):
+        assert local.client.request("/v1/generate", b'{"seed": 1}', {"content-type": kind}).status == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/"])
+def test_probes_may_ask_for_the_head_alone(local, path: str) -> None:
+    request = urllib.request.Request(local.client.url + path, method="HEAD")
+    with urllib.request.urlopen(request, timeout=10) as response:
+        assert (response.status, response.read()) == (200, b"")
+
+
+def test_a_webp_that_would_be_too_large_is_refused_before_it_is_generated() -> None:
+    able = Abilities(None, None, ("png", "webp"), (1024, 1024, 3))
+    check(Job(225, format="webp"), able)  # 15 x 15
+    check(Job(17, walk_to=1), able)
+    for job in (Job(226, format="webp"), Job(16, walk_to=1, format="webp")):  # 16 x 16; one row of 16
+        with pytest.raises(UsageError, match="at most 16383 pixels a side"):
+            check(job, able)

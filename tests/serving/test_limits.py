@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from serving_helpers import InProcess
 
-from ganexport.serving.engine import EngineSettings
+from ganexport.serving.engine import Answer, EngineSettings
 from ganexport.serving.gateway import ReplicaLostError
+from ganexport.serving.protocol import GuardedProtocol
 
 
 class Slow(InProcess):
@@ -102,8 +103,11 @@ def test_readiness_follows_the_replicas_and_draining(make_local, artifact) -> No
     assert server.client.request("/healthz").status == 200
     server.replicas.reachable = True
     assert status_becomes(200)
-    server.admission.draining = True
+    server.admission.stopping = True  # the delay before the drain: not ready, and still serving
     assert status_becomes(503)
+    reply = server.client.generate(seed=1)
+    assert (reply.status, reply.headers["connection"]) == (200, "close")
+    server.admission.draining = True
     reply = server.client.generate(seed=1)
     assert (reply.status, reply.headers["connection"]) == (503, "close")
 
@@ -140,6 +144,39 @@ def test_slow_clients_do_not_keep_others_waiting(make_local, artifact) -> None:
     assert server.client.generate(seed=1).status == 200
     assert time.monotonic() - began < 30  # they have twice that
     [connection.close() for connection in slow]
+
+
+class Large(Slow):
+    """Answers with more than the buffers between two sockets hold."""
+
+    size = 24 << 20
+
+    async def generate(self, version: Any, job: Any) -> Any:
+        return Answer(bytes(self.size), "application/x-npy", 1)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_slow_reader_is_waited_for_and_one_that_stopped_is_not(make_local, artifact, monkeypatch, reads) -> None:
+    monkeypatch.setattr(GuardedProtocol, "write_seconds", 0.3)
+    server = make_local(artifact, replicas=Large())
+    body = b'{"seed": 1}'
+    head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(head.encode() + b"\r\nConnection: close\r\n\r\n" + body)
+        received, began = 0, time.monotonic()
+        if not reads:
+            time.sleep(1.5)
+        try:
+            while chunk := connection.recv(1 << 20):
+                received += len(chunk)
+                if reads and time.monotonic() - began < 1.5:  # five times as long as may pass without progress
+                    time.sleep(0.05)
+        except ConnectionResetError:
+            pass
+    assert (received > Large.size) is reads
 
 
 def hostile_value(random_: random.Random, depth: int = 0) -> Any:
@@ -189,13 +226,13 @@ def attack(server: Any, count: int) -> dict[int, int]:
 
 def test_hostile_requests_never_get_a_500(local) -> None:
     statuses = attack(local, 400)
-    assert set(statuses) <= {200, 400, 404, 413, 422}, statuses
-    assert statuses[422] > 200
+    assert set(statuses) <= {200, 400, 404, 413, 415, 422}, statuses
+    assert statuses[422] + statuses[415] > 200
 
 
 @pytest.mark.slow
 def test_ten_thousand_hostile_requests(local) -> None:
     statuses = attack(local, 10_000)
-    assert set(statuses) <= {200, 400, 404, 413, 422}, statuses
+    assert set(statuses) <= {200, 400, 404, 413, 415, 422}, statuses
     assert local.client.generate(seed=1).status == 200
     assert local.admission.pending == 0

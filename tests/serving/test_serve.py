@@ -116,6 +116,10 @@ def test_sigterm_under_load_loses_no_accepted_request(served) -> None:
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(3)]
     [thread.start() for thread in threads]
     time.sleep(1.0)
+    served.process.send_signal(signal.SIGTERM)
+    served.wait_for("stopping")
+    assert served.client.request("/readyz").status == 503  # load balancers turn away
+    assert served.client.generate(seed=1).status in (200, 429)  # and what still comes is served
     assert served.stop() == 143
     [thread.join() for thread in threads]
     assert not lost
