@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ganexport.errors import GanExportError
+from ganexport.errors import GanExportError, UsageError
 from ganexport.frechet import Drift
 from ganexport.parity import Certificate, Comparison, tolerance
 from ganexport.seeding import Sampling, batched
@@ -28,6 +28,18 @@ OPTIMUM, CORNER = 256, 2
 SEED = 0x5EED
 #: More corners than this are sampled evenly (four dimensions have 16).
 MAX_CORNERS = 16
+
+
+def check_limits(budget: float, min_psnr: float | None) -> None:
+    """Refuse limits by which nothing could be judged.
+
+    Raises:
+        UsageError: A budget that is not positive, a PSNR that is negative or not finite.
+    """
+    if not budget > 0:
+        raise UsageError(f"--verify-budget {budget:g}: needs a positive number of seconds")
+    if min_psnr is not None and not 0 <= min_psnr < math.inf:
+        raise UsageError(f"--min-psnr {min_psnr:g}: needs a finite number of dB, 0 or more")
 
 
 class Engine(Protocol):
@@ -196,11 +208,8 @@ class _Run:
         self, comparison: Comparison, truth: dict[str, Array], value: dict[str, Array], name: str, number: int,
         chosen: InputSet,
     ) -> None:  # fmt: skip
-        if name not in value:
-            self._fail(f"output {name} is missing; there is: {', '.join(value)}")
-            return
-        if value[name].dtype != truth[name].dtype:
-            self._fail(f"{name}: dtype {value[name].dtype} where the reference has {truth[name].dtype}")
+        if wrong := mismatch(name, truth, value):
+            self._fail(wrong)
             return
         before = len(comparison.failures)
         comparison.add(truth[name], value[name], number)
@@ -228,10 +237,8 @@ class _Run:
                 result = comparison.result()
                 outputs.append(result)
                 worst = min(worst, (_decibel(result.worst_psnr), name, *result.worst))
-            elif not failures:
-                failures.append(f"{name}: nothing was compared")
             else:
-                failures += [text for text in comparison.failures if text not in failures]
+                failures += comparison.failures or ([] if failures else [f"{name}: nothing was compared"])
         sizes = _distinct([s.sizes for s in self.done])
         shown = [dict(s) for s in seen]
         notes = _notes(self.done, skipped, budget)
@@ -253,6 +260,15 @@ class _Run:
         )
         position = worst[2] if 0 <= worst[2] < len(sets) else 0
         return Outcome(certificate, sets[position], worst[1], max(worst[3], 0))
+
+
+def mismatch(name: str, truth: Mapping[str, Array], value: Mapping[str, Array]) -> str:
+    """Why an output cannot be compared at all: missing, or of another dtype; empty when it can."""
+    if name not in value:
+        return f"output {name} is missing; there is: {', '.join(value)}"
+    if value[name].dtype != truth[name].dtype:
+        return f"{name}: dtype {value[name].dtype} where the reference has {truth[name].dtype}"
+    return ""
 
 
 def _row(spec: GeneratorSpec, name: str, precision: str) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+#: ONNX opset of exported modules unless asked otherwise.
+OPSET = 20
 #: Precisions that a file may have.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
@@ -14,7 +16,7 @@ class BuildOptions(msgspec.Struct, frozen=True):
     """Options of the builders; a format ignores none of those that it names in its documentation.
 
     Attributes:
-        opset: ONNX opset to export with.
+        opset: ONNX opset to export a module with; :data:`OPSET` when not said.
         builder_level: TensorRT's effort, 0 (fastest build) to 5 (fastest engine); None for its default.
         workspace_mb: TensorRT's scratch memory limit in MiB; None for its default.
         timing_cache: File in which TensorRT keeps its measurements between builds.
@@ -25,7 +27,7 @@ class BuildOptions(msgspec.Struct, frozen=True):
         keep_fp32: Names or operator types of ONNX nodes that stay in fp32.
     """
 
-    opset: int = 20
+    opset: int | None = None
     builder_level: int | None = None
     workspace_mb: int | None = None
     timing_cache: Path | None = None

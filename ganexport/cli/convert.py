@@ -69,7 +69,7 @@ Examples:
 )
 @click.option("--split", is_flag=True, help="Write ARTIFACT/mapping (z to w) and ARTIFACT/synthesis (w to the image).")
 @click.option("--output-dtype", metavar="DTYPE", help="uint8: the image leaves the graph as NHWC bytes.")
-@click.option("--opset", type=click.IntRange(17, 23), default=20, show_default=True, help="ONNX opset.")
+@click.option("--opset", type=click.IntRange(17, 23), help="ONNX opset of an exported module.  [default: 20]")
 @click.option("--builder-level", type=click.IntRange(0, 5), help="TensorRT's effort, 0 to 5.")
 @click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="TensorRT's scratch memory limit.")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT's timing cache file.")
@@ -110,7 +110,7 @@ Examples:
 @json_option
 def command(
     source: str, formats: tuple[str, ...], given: tuple[str, ...], as_json: bool, workspace: int | None,
-    capabilities: tuple[str, ...], opset: int, builder_level: int | None, timing_cache: Path | None,
+    capabilities: tuple[str, ...], opset: int | None, builder_level: int | None, timing_cache: Path | None,
     version_compatible: bool, hardware_compatible: bool, keep_fp32: tuple[str, ...], calibration_samples: int,
     split: bool, mapping: str | None, **settings: Any,
 ) -> None:  # fmt: skip

@@ -61,8 +61,6 @@ def command(artifact: Path, as_json: bool, **settings: Any) -> None:
     console = remarks()
     described = {k: v for k, v in settings.items() if k in DESCRIBING}
     rest = {k: v for k, v in settings.items() if k not in described}
-    if rest["against"] is None:
-        described = {}
     report = verify(artifact, progress=None if as_json else console.print, **rest, **described)
     if as_json:
         print_json(report)

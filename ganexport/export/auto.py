@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         precision: "auto", or the only precision that may compete.
         min_psnr: dB that the worst picture must reach.
         allow_torch: Whether formats that need torch at run time compete.
-        calibration_samples: Inputs drawn to calibrate int8.
+        options: Of the builders; ``keep_fp32`` is chosen here.
         rounds: Turns of each finalist.
         turn_seconds: Seconds of a turn.
         budget: Seconds of certifying the winner.
@@ -68,10 +68,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     precision: str = "auto"
     min_psnr: float = MIN_PSNR
     allow_torch: bool = False
-    calibration_samples: int = 64
+    options: BuildOptions = BuildOptions()
     rounds: int = 8
     turn_seconds: float = 0.25
     budget: float = 120.0
+
+    def __post_init__(self) -> None:
+        certifying.check_limits(self.budget, self.min_psnr)
 
 
 def auto(
@@ -141,7 +144,7 @@ def convert_auto(
     settings = Settings(
         batches=tuple(batches), goal=goal, precision=precision,
         min_psnr=MIN_PSNR if min_psnr is None else min_psnr, allow_torch=allow_torch,
-        calibration_samples=options.calibration_samples, budget=budget,
+        options=options, budget=budget,
     )  # fmt: skip
     unsaid: tuple[Any, ...] = (None, (), "", "error", [], {})
     described = {key: value for key, value in words.items() if value not in unsaid}
@@ -152,7 +155,8 @@ def _base(
     source: Any, output: Path, settings: Settings, described: dict[str, Any], say: Callable[[str], None]
 ) -> Artifact:
     """An artifact with the fp32 ONNX file that everything is made from."""
-    if not described and isinstance(source, str | Path) and Path(source).is_dir():
+    plain = not described and settings.options.opset is None
+    if plain and isinstance(source, str | Path) and Path(source).is_dir():
         with contextlib.suppress(GanExportError):
             found = Artifact(source)
             found.find("onnx", "fp32")
@@ -162,7 +166,10 @@ def _base(
 
         rehearse(Path(source), ("openvino", "trt"))  # whose parsers read what is made from it
     formats = ("onnx", "torchscript") if settings.allow_torch else ("onnx",)
-    return convert(source, to=formats, output=output, progress=say, **described)
+    return convert(
+        source, to=formats, output=output, options=settings.options, verify_budget=settings.budget, progress=say,
+        **described,
+    )  # fmt: skip
 
 
 class Row(msgspec.Struct):
@@ -218,14 +225,16 @@ class Search:
             self._judge(reference)
             passed = [name for name, row in self.rows.items() if row.verdict == "slower"]
             if not passed:
-                reasons = "; ".join(f"{row.name}: {row.reason}" for row in self.rows.values())
-                raise ParityError(f"no candidate is within tolerance on this machine: {reasons}")
+                raise ParityError(f"no candidate is within tolerance on this machine: {self._reasons()}")
             for name in self._measured(passed):
                 certificate = self._certify(name, reference)
                 if certificate.passed:
                     return self._write(writer, name, certificate, reference)
                 self.rows[name].verdict, self.rows[name].reason = "rejected", "; ".join(certificate.failures)
-        raise ParityError("no candidate passed its full certificate: see the tolerance with --min-psnr")
+        raise ParityError(f"no candidate could be measured and passed its full certificate: {self._reasons()}")
+
+    def _reasons(self) -> str:
+        return "; ".join(f"{row.name}: {row.reason or 'not measured'}" for row in self.rows.values())
 
     # ---- candidates ---------------------------------------------------------------------------
 

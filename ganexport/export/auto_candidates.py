@@ -45,8 +45,8 @@ class Wanted(Protocol):
         ...
 
     @property
-    def calibration_samples(self) -> int:
-        """Inputs drawn to calibrate int8."""
+    def options(self) -> BuildOptions:
+        """Of the builders."""
         ...
 
 
@@ -206,7 +206,7 @@ class _Builder:
         settings: dict[str, Any],
     ) -> Option:  # fmt: skip
         source = self._save(model, folder, "source.onnx")
-        built = openvino.build(source, self.spec, source.parent, precision, BuildOptions())
+        built = openvino.build(source, self.spec, source.parent, precision, self.wanted.options)
         file = source.parent / built.path
         if precision != "fp32" and (count := keep_vectors_wide(file)):
             passes = (*passes, f"fp32-vectors x{count}")
@@ -219,7 +219,7 @@ class _Builder:
         from ganexport.build.equalize import FOLDING, equalised_forms
         from ganexport.build.quantize import calibration_inputs, quantize
 
-        target, samples = Target(backend, "int8", self.batch), self.wanted.calibration_samples
+        target, samples = Target(backend, "int8", self.batch), self.wanted.options.calibration_samples
         model, passes = rewrite(self.model, target, options=VARIANTS[variant])
         folded = rewrite(self.model, target, passes=FOLDING)[0]
         forms = equalised_forms(
@@ -248,7 +248,7 @@ class _Builder:
 
         model = self.model if precision == "fp32" else low_precision(self.model, precision)
         source = self._save(model, f"trt-{precision}", "source.onnx")
-        built = tensorrt.build(source, self.spec, source.parent, precision, BuildOptions())
+        built = tensorrt.build(source, self.spec, source.parent, precision, self.wanted.options)
         yield Option(
             f"tensorrt {precision}", "tensorrt", "trt", precision, str(source.parent / built.path), built.companions,
             {}, built.passes, dict(built.requires),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ganexport.artifact import Artifact, ArtifactWriter
+from ganexport.build.certify import check_limits
 from ganexport.build.options import BuildOptions
 from ganexport.errors import UsageError
 from ganexport.export import formats
@@ -109,16 +111,12 @@ def convert(
         raise UsageError("--optimize-for, --bench-batches and --allow-torch belong to --to auto")
     precision = precision or "fp32"
     formats.check(wanted, precision)
-    if output_dtype not in (None, "float32", "uint8"):
-        raise UsageError(f"output dtype {output_dtype!r}: float32 or uint8")
-    if verify_budget <= 0:
-        raise UsageError(f"--verify-budget {verify_budget:g}: needs a positive number of seconds")
-    description = describe(inputs, outputs, dims, batch, weights, weights_key, call)
-    opened = open_source(source, description, precision, wanted)
     settings = ConvertSettings(
-        precision, noise, truncation, output_dtype == "uint8", options or BuildOptions(), verify_budget, min_psnr,
+        precision, noise, truncation, _gives_bytes(output_dtype), options or BuildOptions(), verify_budget, min_psnr,
         allow_mismatch, mapping,
     )  # fmt: skip
+    description = describe(inputs, outputs, dims, batch, weights, weights_key, call)
+    opened = open_source(source, description, precision, wanted)
     if mapping is not None and truncation is None:
         raise UsageError("--mapping serves --truncation and --split: give one of them, or leave it out")
     say = progress or (lambda _text: None)
@@ -175,19 +173,25 @@ def split(
     precision = described.pop("precision", None) or "fp32"
     formats.check(wanted, precision)
     description = describe(**{key: described.pop(key) for key in _DESCRIBED if key in described})
-    opened = open_source(source, description, precision, wanted)
-    if not isinstance(opened, TorchSource):
-        raise UsageError("--split needs a module (a run, package.module:factory); this is a finished graph")
     settings = ConvertSettings(
         precision, described.pop("noise", "error"), described.pop("truncation", None),
-        described.pop("output_dtype", None) == "uint8", described.pop("options", None) or BuildOptions(),
+        _gives_bytes(described.pop("output_dtype", None)), described.pop("options", None) or BuildOptions(),
         described.pop("verify_budget", 120.0), described.pop("min_psnr", None), described.pop("allow_mismatch", False),
     )  # fmt: skip
     if described:
         raise UsageError(f"--split takes no {sorted(described)[0]}")
+    opened = open_source(source, description, precision, wanted)
+    if not isinstance(opened, TorchSource):
+        raise UsageError("--split needs a module (a run, package.module:factory); this is a finished graph")
     from ganexport.export.split import convert_split
 
     return convert_split(opened, description, wanted, settings, Path(output), mapping, progress or (lambda _text: None))
+
+
+def _gives_bytes(output_dtype: str | None) -> bool:
+    if output_dtype not in (None, "float32", "uint8"):
+        raise UsageError(f"output dtype {output_dtype!r}: float32 or uint8")
+    return output_dtype == "uint8"
 
 
 def _source_spec(spec: GeneratorSpec | None, noise: str) -> GeneratorSpec | None:
@@ -220,6 +224,11 @@ class ConvertSettings(msgspec.Struct, frozen=True):
     min_psnr: float | None = None
     allow_mismatch: bool = False
     mapping: str | None = None
+
+    def __post_init__(self) -> None:
+        check_limits(self.budget, self.min_psnr)
+        if self.truncation is not None and not math.isfinite(self.truncation):
+            raise UsageError(f"--truncation {self.truncation:g}: needs a finite number")
 
 
 def describe(
@@ -277,6 +286,7 @@ def open_reference(
         declared = described.outputs or _declared(described.assumed)
         prepared = prepare(opened, declared=declared, noise=noise, truncation=truncation, mapping=mapping, uint8=uint8)
         return prepared.reference
-    from ganexport.export.from_graph import GraphReference
+    from ganexport.export.from_graph import GraphReference, refuse_module_options
 
+    refuse_module_options(opened.path.name, noise, truncation, mapping)
     return GraphReference.open(opened, described)

@@ -115,8 +115,7 @@ def convert_graph(
         raise UsageError(
             f"{torch_only[0]} is made from a torch module; convert the original source (a run, package.module:factory)"
         )
-    if settings.truncation is not None:
-        raise UsageError("--truncation is baked in when a module is exported; this is a finished graph")
+    refuse_module_options(source.path.name, settings.noise, settings.truncation, settings.mapping)
     say(f"reading {source.path.name}")
     model = onnx_file.load_model(source.path)
     spec = _spec_of(source, model, description)
@@ -147,6 +146,17 @@ def convert_graph(
         return publication.publish(provenance, golden=not golden, kept=kept)
 
 
+def refuse_module_options(what: str, noise: str, truncation: float | None, mapping: str | None) -> None:
+    """Refuse what only a module's export can honour.
+
+    Raises:
+        UsageError: Naming the option.
+    """
+    for name, said in (("--truncation", truncation is not None), ("--noise", noise != "error"), ("--mapping", mapping)):
+        if said:
+            raise UsageError(f"{name} is baked in when a module is exported; {what} is a finished graph")
+
+
 def source_spec(source: GraphSource) -> GeneratorSpec | None:
     """The spec that the source's golden outputs belong to."""
     return source.artifact.spec if source.artifact else None
@@ -158,6 +168,8 @@ def _refuse(source: GraphSource, model: Any, spec: GeneratorSpec, precision: str
             f"{source.path.name} is {precision}: other precisions are made from fp32; ask for --precision {precision}, "
             "or convert the original source"
         )
+    if settings.options.opset not in (None, opset := _opset(model)):
+        raise UsageError(f"--opset {settings.options.opset}: {source.path.name} is a finished graph of opset {opset}")
     if fixed := onnx_file.static_inputs(model, spec):
         raise UsageError(f"the ONNX file fixes {'; '.join(fixed)}: it cannot take other sizes; export it again")
     if random := onnx_file.random_nodes(model):
@@ -185,6 +197,10 @@ def _truth(source: GraphSource, spec: GeneratorSpec, precision: str) -> tuple[Pa
             "again for other sizes or ranges"
         )
     return source.path, precision
+
+
+def _opset(model: Any) -> int:
+    return max((int(e.version) for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0)
 
 
 def _covers(proved: GeneratorSpec, asked: GeneratorSpec) -> bool:
@@ -220,8 +236,7 @@ def _write(model: Any, precision: str, writer: ArtifactWriter, settings: Convert
     name = file_name("onnx", precision) if settings.precision == precision else "source.onnx"
     companions = onnx_file.save_model(model, writer.folder / name)
     onnx_file.check_model(writer.folder / name)
-    requires = {"opset": str(max((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), default=0))}
-    return Built(name, companions, requires, ("uint8-output",) if settings.uint8 else ())
+    return Built(name, companions, {"opset": str(_opset(model))}, ("uint8-output",) if settings.uint8 else ())
 
 
 def _build_only(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ganexport.build import onnx_file
-from ganexport.build.options import BuildOptions, Built, file_name
+from ganexport.build.options import OPSET, BuildOptions, Built, file_name
 from ganexport.errors import ExportError
 from ganexport.export.floor_division import floor_forms
 from ganexport.export.prepare.recurrent import onnx_forms
@@ -41,7 +41,8 @@ def export(
     import onnx
 
     spec = prepared.spec
-    program_onnx = _run_exporter(prepared, program, options.opset)
+    opset = options.opset or OPSET
+    program_onnx = _run_exporter(prepared, program, opset)
     model = program_onnx.model_proto
     _keep_origins_short(model)
     fixed = onnx_file.static_inputs(model, spec)
@@ -64,7 +65,7 @@ def export(
     name = file_name("onnx", "fp32")
     companions = onnx_file.save_model(model, folder / name)
     onnx_file.check_model(folder / name)
-    return Built(name, companions, {"opset": str(options.opset)}, (f"onnx-dynamo opset {options.opset}",))
+    return Built(name, companions, {"opset": str(opset)}, (f"onnx-dynamo opset {opset}",))
 
 
 def _run_exporter(prepared: Prepared, program: torch.export.ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:

@@ -128,17 +128,21 @@ def open_source(
 
 
 def _refuse_torch_options(description: Description, what: str) -> None:
-    for name, value in (("--weights", description.weights), ("--call", description.call)):
+    for name in ("weights", "weights_key", "call"):
+        if getattr(description, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for package.module:factory; {what} is a finished file")
+
+
+def _refuse_description(description: Description, what: str) -> None:
+    for name, value in (("--input", description.inputs), ("--output", description.outputs)):
         if value:
-            raise UsageError(f"{name} is for package.module:factory; {what} is a finished file")
+            raise UsageError(f"{name}: {what} already says what its inputs and outputs are")
 
 
 def _from_artifact(path: Path, description: Description, precision: str) -> GraphSource:
     artifact = Artifact(path)
     _refuse_torch_options(description, str(path))
-    for name, value in (("--input", description.inputs), ("--output", description.outputs)):
-        if value:
-            raise UsageError(f"{name}: {path} already says what its inputs and outputs are")
+    _refuse_description(description, str(path))
     present = [f for f in artifact.manifest.files if f.format == "onnx"]
     exact = [f for f in present if f.precision == precision]
     full = [f for f in present if f.precision == "fp32"]
@@ -153,9 +157,11 @@ def _from_run(text: str, description: Description) -> TorchSource:
     except ImportError:
         require_torch(f"{text}: loading a run")
         raise
-    if description.weights is not None:
-        raise UsageError(f"--weights is for package.module:factory; {text} brings its own weights")
     run = load_run(text)
+    _refuse_description(description, text)
+    for name in ("weights", "weights_key"):
+        if getattr(description, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for package.module:factory; {text} brings its own weights")
     spec = _override_dims(run.spec, description.dims)
     from ganexport.export.weights import weights_digest
 
@@ -281,6 +287,8 @@ def _from_module(
     else:
         if description.inputs:
             raise UsageError(f"--input: {name} already describes its inputs with a GeneratorSpec")
+        if description.outputs and spec.outputs:
+            raise UsageError(f"--output: {name} already describes its outputs with a GeneratorSpec")
         spec = _override_dims(spec, description.dims)
     provenance = Provenance(source=name, weights_sha256=weights_digest(module))
     return TorchSource(module, spec, provenance, dict(description.call))

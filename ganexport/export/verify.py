@@ -19,9 +19,16 @@ from ganexport.errors import BackendUnavailableError, ParityError, UsageError
 from ganexport.export.engines import open_engine, why_not
 from ganexport.export.formats import PACKAGES
 from ganexport.parity import Certificate, Comparison, tolerance
-from ganexport.spec import GeneratorSpec, TensorSpec
+from ganexport.spec import BATCH, GeneratorSpec, TensorSpec
 
 Array = NDArray[Any]
+
+
+#: Values of :func:`verify`'s ``description`` that say nothing, and its words as the command line has them.
+_UNSAID: tuple[Any, ...] = (None, (), "", "error", [], {})
+_OPTIONS = {"inputs": "--input", "outputs": "--output", "dims": "--dim", "weights_key": "--weights-key"} | {
+    name: f"--{name}" for name in ("batch", "weights", "call", "noise", "truncation", "mapping")
+}
 
 
 class FileReport(msgspec.Struct, frozen=True):
@@ -103,6 +110,9 @@ def verify(
         ArtifactError, IntegrityError: Missing or changed files.
         UsageError: Nothing to compare with, or no such format in it.
     """
+    certifying.check_limits(budget, min_psnr)
+    if against is None and (said := [name for name, value in description.items() if value not in _UNSAID]):
+        raise UsageError(f"{_OPTIONS.get(said[0], said[0])}: describes --against SOURCE, which is missing")
     opened = Artifact(artifact)
     say = progress or (lambda _text: None)
     # Packages (triton, web) hold the ONNX file once more: it is run there when they are asked for.
@@ -193,10 +203,12 @@ def compare_golden(
     sizes: list[dict[str, int]] = []
     kept: list[tuple[dict[str, Array], dict[str, Array]]] = []
     deterministic: bool | None = None
+    samples = 0
     for number, (feeds, truth) in enumerate(golden):
         here = spec.infer_sizes(feeds)
         if here not in sizes:
             sizes.append(here)
+        samples += here.get(BATCH, 1)
         try:
             value = engine.run(feeds)
         except Exception as error:  # noqa: BLE001 - engines raise their own classes
@@ -205,7 +217,10 @@ def compare_golden(
             continue
         kept.append((truth, value))
         for name, comparison in comparisons.items():
-            comparison.add(truth[name], value[name], number)
+            if wrong := certifying.mismatch(name, truth, value):
+                failures += [wrong] if wrong not in failures else []
+            else:
+                comparison.add(truth[name], value[name], number)
         if deterministic is None:
             again = engine.run(feeds)
             deterministic = all(np.array_equal(value[n], again[n], equal_nan=True) for n in value)
@@ -217,8 +232,10 @@ def compare_golden(
             row = "uint8" if spec_dtype(spec, name) == "uint8" and precision == "fp32" else precision
             failures += comparison.judge(tolerance(row), min_psnr)
             results.append(comparison.result())
+        else:
+            failures += comparison.failures
     runtime = getattr(engine, "runtime", "unknown")
-    note = f"{sum(len(next(iter(t.values()))) for t, _ in kept)} golden samples"
+    note = f"{samples} golden samples"
     certificate = Certificate(
         "fail" if failures else "pass", "golden outputs", runtime, precision, tuple(results), tuple(sizes),
         (), deterministic, (note,), tuple(failures),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ganexport.build.certify import certify, draw, plan
 from ganexport.build.golden import choose, read_golden, write_golden
 from ganexport.build.picture import write_comparison
+from ganexport.export.verify import compare_golden
 from ganexport.spec import Dim, GeneratorSpec, TensorSpec, parse_input
 
 SPEC = GeneratorSpec(
@@ -77,6 +78,49 @@ def test_each_kind_of_wrongness_is_a_failure(wrong, words):
     assert certificate.verdict == "fail"
     assert not certificate.passed
     assert any(words in failure for failure in certificate.failures), certificate.failures
+
+
+TWO = GeneratorSpec(
+    (parse_input("z=normal[batch,4]"),),
+    (TensorSpec("loss", "float32", ()), TensorSpec("image", "float32", ("batch", 4))),
+    (Dim("batch", 1, 4, 9),),
+)
+
+
+class TwoOutputs:
+    """A scalar, and the input as it is with something done to it."""
+
+    def __init__(self, change=lambda z: z):
+        self.change = change
+
+    def run(self, feeds):
+        outputs = {"loss": feeds["z"][0, 0].reshape(()), "image": self.change(feeds["z"])}
+        return {name: value for name, value in outputs.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda z: z, ""),
+        (lambda z: z[..., None], "image: shape [2, 4, 1] where the reference has [2, 4]"),
+        (lambda z: z.astype(np.float16), "image: dtype float16 where the reference has float32"),
+        (lambda z: None, "output image is missing; there is: loss"),
+    ],
+    ids=["equal", "shape", "dtype", "missing"],
+)
+def test_what_cannot_be_compared_is_told_beside_a_scalar_output(change, words):
+    golden = [
+        ({"z": z}, TwoOutputs().run({"z": z})) for z in (np.ones((2, 4), np.float32), np.ones((9, 4), np.float32))
+    ]
+    against_golden, _ = compare_golden(TwoOutputs(change), golden, TWO, "fp32")
+    assert against_golden.notes == ("11 golden samples",)
+    against_source = certify(
+        TwoOutputs(change), TwoOutputs(), TWO, "fp32", reference_name="t", runtime="t", optimum=8
+    ).certificate
+    for found in (against_golden, against_source):
+        assert (found.verdict == "pass") == (words == "")
+        assert words in " ".join(found.failures)
+        assert "nothing was compared" not in " ".join(found.failures)
 
 
 def test_an_engine_that_raises_is_a_failure_with_the_size():

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ganexport
 from ganexport.artifact import Artifact
-from ganexport.build import onnx_file
+from ganexport.build import onnx_file, tensorrt
+from ganexport.build.options import BuildOptions
 from ganexport.errors import ParityError, UsageError
 from ganexport.export import auto as module
 from ganexport.export.auto import Search, Settings, auto
@@ -27,7 +28,7 @@ SPEC = GeneratorSpec(
     (TensorSpec("image", "float32", ("batch", 3, 16, 16), range=(-1.0, 1.0), layout="NCHW"),),
     (Dim("batch", 1, 4, 8),),
 )
-QUICK = Settings(batches=(1, 4), rounds=2, turn_seconds=0.02, calibration_samples=16, budget=20.0)
+QUICK = Settings(batches=(1, 4), rounds=2, turn_seconds=0.02, options=BuildOptions(calibration_samples=16), budget=20.0)
 
 
 def write_generator(path: Path) -> Path:
@@ -166,6 +167,18 @@ def test_low_precision_on_openvino_keeps_vectors_in_fp32(tmp_path: Path) -> None
     wide = made._openvino("y", model, (), "y", "fp32", {})
     assert any(name.startswith("fp32-vectors x") for name in option.passes), option.passes
     assert not any(name.startswith("fp32-vectors") for name in wide.passes)
+
+
+def test_the_builders_options_reach_the_source_and_the_engines(source: Path, tmp_path: Path) -> None:
+    asked = msgspec.structs.replace(QUICK, options=BuildOptions(opset=18, timing_cache=tmp_path / "cache"))
+    described = {"inputs": ["z=normal[batch,8]"]}
+    base = module._base("generators.tiny:Trap", tmp_path / "base", asked, described, lambda _text: None)
+    assert base.find("onnx").requires["opset"] == "18"
+    made = _Builder(onnx.load(source), source, SPEC, tmp_path, 4, asked, lambda _text: None)
+    if tensorrt.unavailable() or tensorrt.load_library()[0] != "tensorrt_rtx":
+        pytest.skip("TensorRT for RTX, which has no timing cache, is not installed")
+    with pytest.raises(UsageError, match="--timing-cache"):
+        list(made._tensorrt("fp32"))
 
 
 def test_one_precision_only(source: Path, tmp_path: Path) -> None:

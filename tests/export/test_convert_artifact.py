@@ -342,6 +342,16 @@ def test_an_artifact_in_one_precision_is_not_made_into_a_wider_one(artifact, tmp
         (["generators.tiny:make", "--to", "onnx", "--output-dtype", "uint8", *Z], "image"),
         (["generators.tiny:make", "--to", "onnx", "--weights", "none.safetensors", *Z], "no such weights"),
         (["generators.tiny:make", "--to", "onnx", "--batch", "9:3:1", *Z], "min <= opt <= max"),
+        (["generators.tiny:make", "--to", "onnx", "--min-psnr", "nan", *Z], "--min-psnr nan"),
+        (["generators.tiny:make", "--to", "onnx", "--min-psnr", "inf", *Z], "--min-psnr inf"),
+        (["generators.tiny:make", "--to", "onnx", "--min-psnr", "-3", *Z], "--min-psnr -3"),
+        (["generators.tiny:make", "--to", "onnx", "--verify-budget", "nan", *Z], "--verify-budget nan"),
+        (["generators.tiny:make", "--to", "auto", "--min-psnr", "nan", *Z], "--min-psnr nan"),
+        (["generators.tiny:make", "--to", "onnx", "--truncation", "nan", *Z], "--truncation nan"),
+        (["dcgan-mnist", "--to", "onnx", *Z], "--input: dcgan-mnist already says"),
+        (["dcgan-mnist", "--to", "onnx", "--output", "image=[0,1]"], "--output: dcgan-mnist already says"),
+        (["dcgan-mnist", "--to", "onnx", "--weights-key", "ema"], "--weights-key is for package.module:factory"),
+        (["generators.tiny:described", "--to", "onnx", "--output", "image=[0,1]"], "--output: generators.tiny:descr"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line_and_exit_2(arguments, words, tmp_path, capsys):
@@ -351,6 +361,34 @@ def test_user_errors_are_one_line_and_exit_2(arguments, words, tmp_path, capsys)
     assert words in error[0]
     assert not (tmp_path / "out").exists()
     assert [p.name for p in tmp_path.iterdir()] == [], "nothing half-written is left"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--noise", "input"], "--noise is baked in when a module is exported"),
+        (["--weights-key", "g_ema"], "--weights-key is for package.module:factory"),
+        (["--opset", "18"], "--opset 18: generator.onnx is a finished graph of opset 20"),
+        (["--truncation", "0.5", "--mapping", "style"], "--truncation is baked in when a module is exported"),
+    ],
+)
+def test_options_that_only_a_module_can_honour_are_refused_for_graphs(artifact, arguments, words, tmp_path, capsys):
+    for to in ("onnx", "auto"):
+        assert run(["convert", str(artifact.path), "--to", to, *arguments, "-o", str(tmp_path / "out")]) == 2
+        assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    if arguments[0] != "--opset":
+        against = ["--against", str(artifact.path / "generator.onnx")]
+        assert run(["verify", str(artifact.path), "--format", "onnx", *against, *arguments]) == 2
+        assert words in capsys.readouterr().err
+        assert run(["verify", str(artifact.path), "--format", "onnx", *arguments]) == 2
+        assert "describes --against SOURCE, which is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--min-psnr", "nan"], ["--min-psnr", "-inf"], ["--verify-budget", "-1"]])
+def test_verify_refuses_limits_that_judge_nothing(artifact, arguments, capsys):
+    assert run(["verify", str(artifact.path), "--format", "onnx", *arguments]) == 2
+    assert f"error: {' '.join(arguments)}: needs a" in capsys.readouterr().err
 
 
 def test_the_output_option_takes_the_artifact_and_the_descriptions(tmp_path):

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec
+
 
 def make() -> nn.Module:
     torch.manual_seed(0)
@@ -174,6 +176,12 @@ class AutocastsItself(Trap):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             image = super().forward(z)
         return image.float()
+
+
+def described():
+    """A module with its spec, as a factory may give both."""
+    image = TensorSpec("image", "float32", ("batch", 1, 8, 8), None, (-1.0, 1.0), "NCHW")
+    return make(), GeneratorSpec((TensorSpec("z", "float32", ("batch", 16), Normal()),), (image,), (Dim("batch"),))
 
 
 def number() -> int:
