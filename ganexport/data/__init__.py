@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ganexport.data.fit import Fit
 from ganexport.data.images import ImageSet
 from ganexport.errors import DataError, nearest
 
@@ -20,7 +21,9 @@ DOWNLOADABLE = ("mnist", "fashion-mnist", "cifar10")
 SOURCES = (*EMBEDDED, *DOWNLOADABLE)
 
 
-def open_images(source: str, *, split: str = "train", download: bool = False, folder: str | None = None) -> ImageSet:
+def open_images(
+    source: str, *, split: str = "train", download: bool = False, folder: str | None = None, fit: Fit | None = None
+) -> ImageSet:
     """Open the images a user names.
 
     Args:
@@ -30,6 +33,7 @@ def open_images(source: str, *, split: str = "train", download: bool = False, fo
         split: "train" or "test", where the source has both.
         download: Allow torchvision to fetch a set that is not there yet.
         folder: Where torchvision's sets lie; ``$GANEXPORT_DATA`` or ``~/.cache/ganexport`` when None.
+        fit: Brings each picture of a folder to a model's size, so that they may have different ones.
 
     Raises:
         DataError: Missing, corrupt, truncated, empty, of mixed sizes or of an unknown kind.
@@ -49,14 +53,14 @@ def open_images(source: str, *, split: str = "train", download: bool = False, fo
         raise DataError(
             f"{source}: no such file or folder, and no data set of that name.{hint} Names: {', '.join(SOURCES)}"
         )
-    return _open_path(path, split)
+    return _open_path(path, split, fit)
 
 
-def _open_path(path: Path, split: str) -> ImageSet:
+def _open_path(path: Path, split: str, fit: Fit | None) -> ImageSet:
     from ganexport.data import arrays, folder, idx
 
     if path.is_dir():
-        return idx.read_idx_folder(path, split) if idx.looks_like_idx(path) else folder.read_folder(path)
+        return idx.read_idx_folder(path, split) if idx.looks_like_idx(path) else folder.read_folder(path, fit=fit)
     if path.suffix in (".npz", ".npy"):
         return arrays.read_array_file(path, split)
     if path.suffix == ".gz" or "ubyte" in path.name or path.suffix.startswith(".idx"):

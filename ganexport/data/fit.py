@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 from ganexport.data.images import ImageSet, Pixels
 from ganexport.errors import DataError
 
 FITS = ("refuse", "pad", "resize")
+
+
+class Fit(NamedTuple):
+    """A model's (H, W, C), and one of ``FITS``."""
+
+    size: tuple[int, int, int]
+    how: str = "refuse"
+
+    def change(self, found: tuple[int, int, int], where: str) -> Callable[[Pixels], Pixels] | None:
+        """What makes images of this size out of those of another; None where they have it already.
+
+        Args:
+            found: (H, W, C) of the images.
+            where: Set or file to name in an error.
+
+        Raises:
+            DataError: Another number of channels, or a size that ``how`` cannot mend.
+        """
+        height, width, channels = found
+        size, how = self
+        if channels == 4:
+            raise DataError(
+                f"{where}: has transparent pixels, the model takes {_channels(size[2])}; lay pictures on a background "
+                "first (ImageMagick: mogrify -background white -alpha remove -alpha off *.png)"
+            )
+        if channels != size[2]:
+            raise DataError(
+                f"{where}: has {_channels(channels)}, the model takes {size[2]}; "
+                "convert the images or set the architecture's channels"
+            )
+        if (height, width) == size[:2]:
+            return None
+        if how == "pad" and height <= size[0] and width <= size[1]:
+            return lambda image: _pad(image, size)
+        if how == "resize":
+            return lambda image: _resize(image, size)
+        advice = (
+            "--set data.fit=resize" if how == "pad" or height > size[0] or width > size[1] else "--set data.fit=pad"
+        )
+        raise DataError(f"{where}: {width}x{height}, the model takes {size[1]}x{size[0]}; try {advice}")
 
 
 def fit(images: ImageSet, size: tuple[int, int, int], how: str = "refuse") -> ImageSet:
@@ -22,20 +65,12 @@ def fit(images: ImageSet, size: tuple[int, int, int], how: str = "refuse") -> Im
     Raises:
         DataError: Another number of channels, or a size that ``how`` cannot mend.
     """
-    height, width, channels = images.size
-    if channels != size[2]:
-        raise DataError(
-            f"{images.name}: has {channels} channel{'s' if channels > 1 else ''}, the model takes {size[2]}; "
-            "convert the images or set the architecture's channels"
-        )
-    if (height, width) == size[:2]:
-        return images
-    if how == "pad" and height <= size[0] and width <= size[1]:
-        return images.mapped(size, lambda image: _pad(image, size))
-    if how == "resize":
-        return images.mapped(size, lambda image: _resize(image, size))
-    advice = "--set data.fit=resize" if how == "pad" or height > size[0] or width > size[1] else "--set data.fit=pad"
-    raise DataError(f"{images.name}: images are {width}x{height}, the model takes {size[1]}x{size[0]}; try {advice}")
+    change = Fit(size, how).change(images.size, images.name)
+    return images if change is None else images.mapped(size, change)
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'s' if count > 1 else ''}"
 
 
 def _pad(image: Pixels, size: tuple[int, int, int]) -> Pixels:

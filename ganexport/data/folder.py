@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
 
-from ganexport.data.images import ImageSet, Pixels, from_arrays
+from ganexport.data.fit import Fit
+from ganexport.data.images import ImageSet, Pixels, from_arrays, opaque
 from ganexport.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -18,16 +21,19 @@ _MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", "RGBA": "RGBA"}
 
 
 class PictureReader:
-    """Pictures decoded when asked for; every one is checked against the first one's size.
+    """Pictures decoded when asked for; every one is brought to the model's size, or checked against the first one's.
 
     Args:
         files: In order.
-        size: (H, W, C) that each must have.
+        fit: The model's size and how to get there; None takes no picture of another size than the first one's.
+
+    Attributes:
+        size: (H, W, C) of what :meth:`read` gives.
     """
 
-    def __init__(self, files: list[Path], size: tuple[int, int, int]) -> None:
-        self.files = files
-        self.size = size
+    def __init__(self, files: list[Path], fit: Fit | None = None) -> None:
+        self.files, self.fit = files, fit
+        self.size = fit.size if fit is not None else _size(decode(files[0]))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -36,38 +42,52 @@ class PictureReader:
         """One picture, uint8 [H, W, C].
 
         Raises:
-            DataError: Damaged, or of another size or mode than the first.
+            DataError: Damaged, or of a size or mode that cannot be mended.
         """
-        image = decode(self.files[index])
+        return self.fitted(index, decode(self.files[index]))
+
+    def fitted(self, index: int, image: Pixels) -> Pixels:
+        """A decoded picture [h, w, C] as :meth:`read` gives it."""
+        path = self.files[index]
+        if self.fit is not None:
+            change = self.fit.change(_size(image), str(path))
+            return image if change is None else change(image)
         if image.shape != self.size:
             raise DataError(
-                f"{self.files[index]}: {_describe(image.shape)}, but {self.files[0].name} is {_describe(self.size)}; "
+                f"{path}: {_describe(image.shape)}, but {self.files[0].name} is {_describe(self.size)}; "
                 "all pictures must have one size and one number of channels"
             )
         return image
 
 
-def read_folder(folder: Path, memory_limit: int = MEMORY_LIMIT) -> ImageSet:
+def read_folder(folder: Path, memory_limit: int = MEMORY_LIMIT, fit: Fit | None = None) -> ImageSet:
     """All pictures below a folder, in the order of their paths.
 
     Args:
         folder: Pictures, or sub-folders of pictures (then each is a class).
-        memory_limit: Bytes of decoded pixels up to which they are kept in memory.
+        memory_limit: Bytes of pixels, decoded and fitted, up to which they are kept in memory.
+        fit: Brings each picture to a model's size; None refuses pictures of different sizes.
 
     Raises:
-        DataError: No pictures, a damaged one, mixed sizes, or pictures beside class folders.
+        DataError: No pictures, a damaged one, sizes that do not fit, or pictures beside class folders.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise DataError(f"{folder}: no pictures in it ({', '.join(s[1:] for s in SUFFIXES[:5])}, …) and no idx files")
     labels, classes = _labels(folder, files)
-    first = decode(files[0])
-    reader = PictureReader(files, (first.shape[0], first.shape[1], first.shape[2]))
+    reader = PictureReader(files, fit)
     name = folder.resolve().name
-    if first.size * len(files) <= memory_limit:
-        images = np.stack([reader.read(index) for index in range(len(files))])
-        return from_arrays(images, labels, name=name, where=str(folder), classes=classes)
     digest = hashlib.sha256()
+    if math.prod(reader.size) * len(files) <= memory_limit:
+        images = np.empty((len(files), *reader.size), np.uint8)
+        for index, path in enumerate(files):
+            image = decode(path)
+            digest.update(np.ascontiguousarray(image).data)
+            images[index] = reader.fitted(index, image)
+        found = from_arrays(images, labels, name=name, where=str(folder), classes=classes)
+        if labels is not None:
+            digest.update(labels.tobytes())
+        return dataclasses.replace(found, digest=digest.hexdigest())
     for path in files:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
     return ImageSet(reader, labels, reader.size, name, classes, digest.hexdigest())
@@ -89,7 +109,7 @@ def _labels(
 
 
 def decode(path: Path) -> Pixels:
-    """One picture, uint8 [H, W, C] with 1 (grey), 3 (colour) or 4 (with transparency) channels.
+    """One picture, uint8 [H, W, C] with 1 (grey), 3 (colour) or, where it is really transparent, 4 channels.
 
     Raises:
         DataError: Missing, truncated, not a picture, or of a mode with more than 8 bits.
@@ -110,7 +130,11 @@ def decode(path: Path) -> Pixels:
         raise DataError(f"{path}: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise DataError(f"{path}: truncated or damaged picture: {error}") from None
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    return pixels[..., None] if pixels.ndim == 2 else opaque(pixels)
+
+
+def _size(image: Pixels) -> tuple[int, int, int]:
+    return image.shape[0], image.shape[1], image.shape[2]
 
 
 def _describe(shape: tuple[int, ...]) -> str:

@@ -125,8 +125,14 @@ def from_arrays(
     digest = hashlib.sha256(np.ascontiguousarray(images).data)
     if found is not None:
         digest.update(found.tobytes())
+    images = opaque(images)
     height, width, channels = images.shape[1:]
     return ImageSet(images, found, (height, width, channels), name, tuple(classes), digest.hexdigest())
+
+
+def opaque(images: Pixels) -> Pixels:
+    """Images [..., C] without a fourth channel that says nothing: an alpha of 255 everywhere."""
+    return images[..., :3] if images.shape[-1] == 4 and bool((images[..., 3] == 255).all()) else images
 
 
 def _check_labels(labels: NDArray[Any] | None, count: int, where: str) -> NDArray[np.int64] | None:

@@ -16,13 +16,14 @@ import torch
 from ganexport.artifact import write_atomic, writing
 from ganexport.checkpoint import checkpoint_path, read_state, steps_of
 from ganexport.data import SOURCES, open_images
+from ganexport.data.fit import Fit
 from ganexport.errors import BackendUnavailableError, OutputError, RecipeError, UsageError
 from ganexport.recipe import FILE, Recipe, load_recipe, override, read_toml, resolve, to_plain, to_toml
 from ganexport.training.curves import draw_curves
 from ganexport.training.distributed import Group
 from ganexport.training.loop import DIVERGED_FILE, ROLLBACK_FACTOR, Trainer
 from ganexport.training.metrics import read_metrics
-from ganexport.training.networks import build, fitted
+from ganexport.training.networks import build, fitted, model_size
 from ganexport.training.progress import Reporter
 
 #: Keys that may differ on ``--resume``: they do not change what is learnt.
@@ -153,7 +154,8 @@ def _train(
         reporter.remark(f"{run}: already finished at step {latest.step}; nothing to do")
         return _result(run, latest.step, recipe, finished=True, already_finished=True)
     torch.set_num_threads(recipe.training.threads)
-    images = fitted(recipe, open_images(recipe.data.source, download=download))
+    fit = Fit(model_size(recipe), recipe.data.fit)
+    images = fitted(recipe, open_images(recipe.data.source, download=download, fit=fit))
     reporter.resolved(to_toml(recipe))
     parameters = _count_parameters(recipe)
     if dry_run:

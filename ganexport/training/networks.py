@@ -178,19 +178,28 @@ def build(recipe: Recipe, *, generator_only: bool = False) -> tuple[nn.Module, n
     return module.generator(options), module.discriminator(options), module.spec(options)
 
 
+def model_size(recipe: Recipe) -> tuple[int, int, int]:
+    """(H, W, C) of the images that a recipe's model takes and makes.
+
+    Raises:
+        RecipeError: Its architecture has no image output of fixed size.
+    """
+    output = _spec(recipe).image_output
+    if output is None or output.layout != "NCHW" or not all(isinstance(size, int) for size in output.shape[1:]):
+        raise RecipeError(f"architecture {recipe.architecture.name}: has no image output of fixed size to train on")
+    channels, height, width = (int(size) for size in output.shape[1:])
+    return height, width, channels
+
+
 def fitted(recipe: Recipe, images: ImageSet) -> ImageSet:
     """The images as the recipe's model takes them.
 
     Raises:
         DataError: Another size or number of channels and no way named to mend it, or labels missing.
     """
-    module = registries()["architecture"].load(recipe.architecture.name)
-    spec: GeneratorSpec = module.spec(component_options(recipe.architecture, module))
-    output = spec.image_output
-    if output is None or output.layout != "NCHW" or not all(isinstance(size, int) for size in output.shape[1:]):
-        raise RecipeError(f"architecture {recipe.architecture.name}: has no image output of fixed size to train on")
-    channels, height, width = (int(size) for size in output.shape[1:])
-    classes = [tensor.sampler.classes for tensor in spec.inputs if isinstance(tensor.sampler, Label | OneHot)]
+    size = model_size(recipe)
+    inputs = _spec(recipe).inputs
+    classes = [tensor.sampler.classes for tensor in inputs if isinstance(tensor.sampler, Label | OneHot)]
     if classes and images.labels is None:
         raise DataError(f"{images.name}: has no labels, which the class-conditional {recipe.architecture.name} needs")
     if classes and images.labels is not None and int(images.labels.max()) >= classes[0]:
@@ -198,4 +207,10 @@ def fitted(recipe: Recipe, images: ImageSet) -> ImageSet:
         raise DataError(
             f"{images.name}: has {found} classes, the model {classes[0]}: --set architecture.classes={found}"
         )
-    return fit(images, (height, width, channels), recipe.data.fit)
+    return fit(images, size, recipe.data.fit)
+
+
+def _spec(recipe: Recipe) -> GeneratorSpec:
+    module = registries()["architecture"].load(recipe.architecture.name)
+    spec: GeneratorSpec = module.spec(component_options(recipe.architecture, module))
+    return spec

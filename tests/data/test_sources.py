@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ganexport.data import open_images
-from ganexport.data.fit import fit
+from ganexport.data.fit import Fit, fit
 from ganexport.data.folder import read_folder
 from ganexport.data.images import from_arrays
 from ganexport.errors import DataError
@@ -203,3 +203,50 @@ def test_fit_pads_resizes_or_refuses() -> None:
         fit(images, (7, 5, 3), "resize")
     with pytest.raises(DataError, match=r"data.fit=resize"):
         fit(images, (4, 4, 1), "pad")
+
+
+def test_pictures_of_different_sizes_are_fitted_one_by_one(tmp_path: Path) -> None:
+    sizes = [(6, 4), (9, 12), (5, 5)]
+    for number, (width, height) in enumerate(sizes):
+        Image.fromarray(RNG.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    with pytest.raises(DataError, match=r"1\.png: 9x12 with 3 channels, but 0\.png is 6x4"):
+        open_images(str(tmp_path))
+    images = open_images(str(tmp_path), fit=Fit((8, 8, 3), "resize"))
+    assert images.in_memory
+    assert fit(images, (8, 8, 3)) is images
+    for number, image in enumerate(images.array()):
+        pixels = np.asarray(Image.open(tmp_path / f"{number}.png"))[None]
+        alone = fit(from_arrays(pixels, None, name="one", where="one"), (8, 8, 3), "resize")
+        assert (image == alone.array()[0]).all()
+    streamed = read_folder(tmp_path, memory_limit=3 * 8 * 8 * 3 - 1, fit=Fit((8, 8, 3), "resize"))
+    assert not streamed.in_memory
+    assert (streamed.array() == images.array()).all()
+    with pytest.raises(DataError, match=r"0\.png: 6x4, the model takes 8x8; try --set data.fit=pad"):
+        open_images(str(tmp_path), fit=Fit((8, 8, 3)))
+    with pytest.raises(DataError, match=r"1\.png: 9x12, the model takes 8x8; try --set data.fit=resize"):
+        open_images(str(tmp_path), fit=Fit((8, 8, 3), "pad"))
+
+
+def test_a_folder_whose_fitted_pictures_are_small_is_kept_in_memory(tmp_path: Path) -> None:
+    write_pictures(tmp_path, size=(40, 40))
+    assert not read_folder(tmp_path, memory_limit=1000).in_memory
+    fitting = read_folder(tmp_path, memory_limit=1000, fit=Fit((8, 8, 1), "resize"))
+    assert fitting.in_memory
+    assert fitting.digest == read_folder(tmp_path).digest  # that of the pictures, whatever size they are brought to
+
+
+def test_an_opaque_alpha_is_dropped_and_a_transparent_one_refused(tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 256, (3, 8, 8, 4), np.uint8)
+    pixels[..., 3] = 255
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    np.savez(tmp_path / "set.npz", images=pixels)
+    for source in (tmp_path, tmp_path / "set.npz"):
+        assert (fit(open_images(str(source)), (8, 8, 3)).array() == pixels[..., :3]).all()
+    pixels[1, 2, 3, 3] = 254
+    Image.fromarray(pixels[1]).save(tmp_path / "1.png")
+    np.savez(tmp_path / "set.npz", images=pixels)
+    with pytest.raises(DataError, match=r"1\.png: has transparent pixels, .*mogrify"):
+        open_images(str(tmp_path), fit=Fit((8, 8, 3), "resize"))
+    with pytest.raises(DataError, match=r"set: has transparent pixels"):
+        fit(open_images(str(tmp_path / "set.npz")), (8, 8, 3))

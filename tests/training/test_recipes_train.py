@@ -59,8 +59,8 @@ def test_recipes_for_colour_data_run_end_to_end(name: str, tmp_path: Path) -> No
     for label in range(max(classes, 1)):
         folder = tmp_path / "pictures" / (f"class{label}" if classes else "")
         folder.mkdir(parents=True, exist_ok=True)
-        for number in range(4):  # larger than the model's, and not square, where the recipe resizes
-            height, width = (size + 9, size + 30) if recipe.data.fit == "resize" else (size, size)
+        for number in range(4):  # larger than the model's, not square and all different, where the recipe resizes
+            height, width = (size + 9, size + 30 + number) if recipe.data.fit == "resize" else (size, size)
             Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{number}.png")
     sets = ["training.steps=1", "training.batch_size=4", "training.n_critic=1", "architecture.width=8"]
     sets += ["logging.samples=4", "logging.tensorboard=false", "training.threads=1", "training.device=cpu"]
