@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +16,11 @@ from ganexport.errors import DataError
 
 _IMAGE_KEYS = ("images", "x", "data", "arr_0")
 _LABEL_KEYS = ("labels", "y", "targets", "arr_1")
+#: What numpy raises for files that are cut, changed or encrypted.
+_DAMAGE = (
+    ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError,
+    SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def read_embedded(split: str = "train") -> ImageSet:
@@ -39,23 +45,20 @@ def read_array_file(path: Path, split: str = "train", name: str | None = None) -
     Raises:
         DataError: Damaged, with Python objects in it (never loaded), or not images.
     """
+    labels: NDArray[Any] | None = None
     try:
-        if path.suffix == ".npy":
-            images: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-            labels = None
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(content, np.lib.npyio.NpzFile):  # whatever its name ends with
+            images, labels = _read_npz(content, path, split)
         else:
-            images, labels = _read_npz(path, split)
-    except DataError:
-        raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            images = content
+    except _DAMAGE as error:
         raise DataError(f"{path}: {_reason(error)}") from None
     return from_arrays(images, labels, name=name or path.stem, where=str(path))
 
 
-def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    with np.load(path, allow_pickle=False) as content:
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: named .npz but is not one")
+def _read_npz(content: np.lib.npyio.NpzFile, path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    with content:
         keys = list(content.keys())
         images = _pick(keys, (f"x_{split}", f"{split}_images", *_IMAGE_KEYS))
         if images is None:
@@ -64,7 +67,11 @@ def _read_npz(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None
                 "save with numpy.savez(file, images=..., labels=...)"
             )
         labels = _pick(keys, (f"y_{split}", f"{split}_labels", *_LABEL_KEYS))
-        return content[images], content[labels] if labels is not None else None
+        found = [content[key] if key is not None else None for key in (images, labels)]
+    for key, array in zip((images, labels), found, strict=True):
+        if isinstance(array, bytes):  # what numpy gives for a member that is no array
+            raise DataError(f"{path}: {key} in it is not a numpy array")
+    return found[0], found[1]
 
 
 def _pick(keys: list[str], wanted: tuple[str, ...]) -> str | None:
@@ -73,5 +80,7 @@ def _pick(keys: list[str], wanted: tuple[str, ...]) -> str | None:
 
 def _reason(error: Exception) -> str:
     if "pickle" in str(error) or "object arrays" in str(error).lower():
-        return "holds Python objects, which are never loaded; save plain uint8 arrays"
+        return "not a numpy file, or one of Python objects, which are never loaded; save plain uint8 arrays"
+    if isinstance(error, MemoryError):
+        return "does not fit in memory, if it is not damaged; an .npy file is mapped, not read"
     return f"truncated or damaged numpy file: {(str(error).splitlines() or [type(error).__name__])[0]}"

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,16 @@ def test_numpy_files(tmp_path: Path) -> None:
     assert open_images(str(tmp_path / "c.npy")).size == (8, 8, 3)  # channels first is turned round
 
 
+def test_numpy_files_under_the_other_ending(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
+    np.save(tmp_path / "b.npy", IMAGES)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    for name in ("a.npy", "b.npz"):
+        assert (open_images(str(tmp_path / name)).array()[..., 0] == IMAGES).all()
+    assert open_images(str(tmp_path / "a.npy")).labels.tolist() == LABELS.tolist()
+
+
 def test_picture_folders(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write_pictures(tmp_path / "animals" / name)
@@ -129,6 +140,17 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
     np.savez(tmp_path / "counts.npz", images=IMAGES, labels=LABELS[:-1])
     np.savez(tmp_path / "negative.npz", images=IMAGES, labels=LABELS - 1)
     np.savez(tmp_path / "zero.npz", images=IMAGES[:0])
+    np.savez(tmp_path / "objects.npz", images=IMAGES, labels=np.array([{}] * 12, object))
+    np.save(tmp_path / "objects.npy", np.array([{}], object))
+    np.save(tmp_path / "number.npy", np.uint8(3))
+    with zipfile.ZipFile(tmp_path / "bytes.npz", "w") as packed:
+        packed.writestr("images.npy", b"hello")
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (100000000000, 1000, 1000), }".ljust(117) + b"\n"
+    vast = b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + b"\0" * 9
+    (tmp_path / "vast.npy").write_bytes(vast)
+    (tmp_path / "brace.npy").write_bytes(vast.replace(b"}", b" "))
+    with zipfile.ZipFile(tmp_path / "vast.npz", "w") as packed:
+        packed.writestr("images.npy", vast)
     whole = (tmp_path / "channels.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "nothing_here").mkdir()
