@@ -67,11 +67,11 @@ def _read_npz(content: np.lib.npyio.NpzFile, path: Path, split: str) -> tuple[ND
                 "save with numpy.savez(file, images=..., labels=...)"
             )
         labels = _pick(keys, (f"y_{split}", f"{split}_labels", *_LABEL_KEYS))
-        found = [content[key] if key is not None else None for key in (images, labels)]
-    for key, array in zip((images, labels), found, strict=True):
+        found = {key: content[key] for key in (images, labels) if key is not None}
+    for key, array in found.items():
         if isinstance(array, bytes):  # what numpy gives for a member that is no array
             raise DataError(f"{path}: {key} in it is not a numpy array")
-    return found[0], found[1]
+    return found[images], found[labels] if labels is not None else None
 
 
 def _pick(keys: list[str], wanted: tuple[str, ...]) -> str | None:
