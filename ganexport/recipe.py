@@ -65,7 +65,7 @@ class Training(Section, frozen=True, kw_only=True):
         batch_size: Images an update, over all processes and accumulated parts.
         seed: Of weights, latents, order of the data and everything else random.
         n_critic: Discriminator updates before each generator update.
-        accumulation: Parts in which a batch is worked through, to save memory.
+        accumulation: Equal parts in which each process works through its share of a batch, to save memory.
         initialization: "default" (torch's) or "normal" (N(0, 0.02), as in the DCGAN paper).
         precision: "fp32", "tf32", "bf16" or "fp16" (autocast; weights stay fp32).
         compile: "off" or a mode of torch.compile.

@@ -23,7 +23,7 @@ from ganexport.training.curves import draw_curves
 from ganexport.training.distributed import Group
 from ganexport.training.loop import DIVERGED_FILE, ROLLBACK_FACTOR, Trainer
 from ganexport.training.metrics import read_metrics
-from ganexport.training.networks import build, fitted, model_size
+from ganexport.training.networks import build, check_parts, fitted, model_size
 from ganexport.training.progress import Reporter
 
 #: Keys that may differ on ``--resume``: they do not change what is learnt.
@@ -153,6 +153,7 @@ def _train(
     if latest is not None and latest.finished and latest.step >= recipe.training.steps and not dry_run:
         reporter.remark(f"{run}: already finished at step {latest.step}; nothing to do")
         return _result(run, latest.step, recipe, finished=True, already_finished=True)
+    check_parts(recipe, group.world)
     torch.set_num_threads(recipe.training.threads)
     fit = Fit(model_size(recipe), recipe.data.fit)
     images = fitted(recipe, open_images(recipe.data.source, download=download, fit=fit))

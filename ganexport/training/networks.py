@@ -48,11 +48,7 @@ class Networks:
     def __init__(self, recipe: Recipe, images: ImageSet, group: Group, device: torch.device) -> None:
         training = recipe.training
         self.recipe, self.device, self.seed = recipe, device, training.seed
-        if training.batch_size < group.world * training.accumulation:
-            raise RecipeError(
-                f"training.batch_size: {training.batch_size} images are too few for {group.world} processes "
-                f"in {training.accumulation} parts"
-            )
+        check_parts(recipe, group.world)
         seed_everything(training.seed)
         self.generator, self.discriminator, self.spec = build(recipe)
         for network in (self.generator, self.discriminator):
@@ -160,6 +156,23 @@ class Networks:
         for name, scaler in (("generator", self.g_scaler), ("discriminator", self.d_scaler)):
             if scaler is not None and name in states:
                 scaler.load_state_dict(states[name])
+
+
+def check_parts(recipe: Recipe, world: int) -> None:
+    """Refuse a batch that leaves a process without images, or accumulated parts of different sizes.
+
+    Raises:
+        RecipeError: With the sizes that do.
+    """
+    batch, parts = recipe.training.batch_size, recipe.training.accumulation
+    if batch < world:
+        raise RecipeError(f"training.batch_size: {batch} images are too few for {world} processes")
+    if parts > 1 and batch % (world * parts):
+        each = f" in each of {world} processes" if world > 1 else ""
+        raise RecipeError(
+            f"training.batch_size: {batch} images do not divide into {parts} equal parts{each} (training.accumulation); "
+            f"take a multiple of {world * parts}"
+        )
 
 
 def build(recipe: Recipe, *, generator_only: bool = False) -> tuple[nn.Module, nn.Module, GeneratorSpec]:

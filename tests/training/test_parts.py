@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ganexport.checkpoint import read_checkpoint, steps_of
-from ganexport.errors import DivergenceError
+from ganexport.errors import DivergenceError, RecipeError
 from ganexport.recipe import Ema, Guard, Optimizer, Recipe, Schedule, to_toml
 from ganexport.seeding import latents
 from ganexport.spec import BATCH, Dim, GeneratorSpec, Label, Normal, TensorSpec
@@ -24,6 +24,7 @@ from ganexport.training.ema import MovingAverage
 from ganexport.training.guard import DivergedError, DivergenceGuard
 from ganexport.training.initialization import initialize
 from ganexport.training.metrics import read_metrics
+from ganexport.training.networks import check_parts
 from ganexport.training.optimizers import clip_gradients, gradient_norm, make_optimizer, rate_factor
 from ganexport.training.progress import Reporter
 from ganexport.training.randomness import Latents
@@ -144,6 +145,30 @@ def test_accumulated_parts_give_the_whole_batchs_gradients() -> None:
         found.append([p.grad.clone() for p in (*trainer.networks.d_parameters, *trainer.networks.g_parameters)])
     for whole, accumulated in zip(*found, strict=True):
         assert torch.allclose(whole, accumulated, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"batch_size": 10, "accumulation": 4}, "10 images do not divide into 4 equal parts .* take a multiple of 4"),
+        ({"batch_size": 2, "accumulation": 4}, "2 images .* take a multiple of 4"),
+    ],
+)
+def test_parts_of_different_sizes_are_refused_before_anything_is_written(
+    tmp_path: Path, sizes: dict[str, int], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        train(tiny.recipe(training=sizes), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
+def test_batches_that_do_not_go_round_the_processes_are_refused() -> None:
+    check_parts(tiny.recipe(training={"batch_size": 16}), 3)
+    check_parts(tiny.recipe(training={"batch_size": 12, "accumulation": 2}), 3)
+    with pytest.raises(RecipeError, match="2 images are too few for 3 processes"):
+        check_parts(tiny.recipe(training={"batch_size": 2}), 3)
+    with pytest.raises(RecipeError, match="16 images .* 2 equal parts in each of 3 processes .* a multiple of 6"):
+        check_parts(tiny.recipe(training={"batch_size": 16, "accumulation": 2}), 3)
 
 
 def test_grid_of_images() -> None:
