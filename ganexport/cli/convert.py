@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,8 @@ def command(
     common: dict[str, Any] = {
         "to": formats, "output": output, "outputs": outputs, "options": options, "progress": say, **settings,
     }  # fmt: skip
-    made = _split(source, mapping, common) if split else (convert(source, mapping=mapping, **common),)
+    with redirect_stdout(sys.stderr):  # what the source prints is no result
+        made = _split(source, mapping, common) if split else (convert(source, mapping=mapping, **common),)
     if as_json:
         print_json([artifact.manifest for artifact in made] if split else made[0].manifest)
         return

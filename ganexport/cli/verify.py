@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,8 @@ def command(artifact: Path, as_json: bool, **settings: Any) -> None:
     console = remarks()
     described = {k: v for k, v in settings.items() if k in DESCRIBING}
     rest = {k: v for k, v in settings.items() if k not in described}
-    report = verify(artifact, progress=None if as_json else console.print, **rest, **described)
+    with redirect_stdout(sys.stderr):  # what the source prints is no result
+        report = verify(artifact, progress=None if as_json else console.print, **rest, **described)
     if as_json:
         print_json(report)
     else:

@@ -67,6 +67,12 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
         ExportError: A branch on values, a dimension that the code fixes, or anything torch cannot
             trace; file, line and the fix are named.
     """
+    for name, child in function.module.named_modules():
+        if isinstance(child, torch.jit.ScriptModule):
+            raise ExportError(
+                f"{name or 'the module'} is TorchScript, which torch.export cannot read: hand on the Python module "
+                "that it was made from"
+            )
     inputs = example_inputs(spec)
     decisions: list[str] = []
     # torch logs its own tracebacks of what is told below in one line.

@@ -82,6 +82,7 @@ def prepare(
     supply, spec = _supply_noise(found, spec, noise)
     changed = copied(source.module)
     passes = [*widened, *prepare_module(changed)]
+    supply["own_inputs"] = original.seen.writes
     reference = Wrapped(source.module, names, source.call, rewrite=False, finish=finish, **supply)
     function = Wrapped(changed, names, source.call, rewrite=True, finish=finish, **supply)
     if original.seen.autocast:
@@ -96,7 +97,8 @@ def prepare(
 
 def _evaluation(module: torch.nn.Module) -> None:
     module.eval()
-    module.requires_grad_(False)
+    for parameter in module.parameters():  # TorchScript modules have no requires_grad_
+        parameter.requires_grad_(False)
 
 
 def _full_precision(module: torch.nn.Module) -> list[str]:

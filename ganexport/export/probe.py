@@ -11,7 +11,7 @@ import torch
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.complex_pairs import COMPLEX_OUTPUT
 from ganexport.export.prepare.randomness import Draw
-from ganexport.export.wrapped import Wrapped, flatten_outputs, run_module, tensors_of
+from ganexport.export.wrapped import Wrapped, run_module, tensors_of
 from ganexport.seeding import latents
 from ganexport.spec import BATCH, GeneratorSpec, TensorSpec
 
@@ -75,7 +75,7 @@ def probe(
         if index == 0 and not function.seen.draws:
             _refuse_hidden_randomness(function, feeds, outputs)
         if index == 0:
-            names = _names(function, feeds)
+            names = function.seen.names
             dtypes = [str(t.dtype).removeprefix("torch.") for t in outputs]
         shapes.append([tuple(t.shape) for t in outputs])
         draws.append(function.seen.draws)
@@ -115,17 +115,6 @@ def _at_another_size(error: ExportError, base: dict[str, int], sizes: dict[str, 
         f"{error}; it does run with {name} {base[name]}: if {name} must be a multiple of something, say so with a step "
         f"(--dim {name}=min:opt:max/step), and if it must equal another dimension, use one name for both"
     )
-
-
-def _names(function: Wrapped, feeds: tuple[torch.Tensor, ...]) -> list[str] | None:
-    """Keys of a mapping that forward returns; one more call without the wrapper around it."""
-    found: list[list[str] | None] = []
-    handle = function.module.register_forward_hook(lambda _m, _i, value: found.append(flatten_outputs(value)[0]))
-    try:
-        run_module(function, feeds)
-    finally:
-        handle.remove()
-    return found[-1] if found else None
 
 
 def _symbolic(points: list[dict[str, int]], shapes: list[tuple[int, ...]], name: str) -> Shape:

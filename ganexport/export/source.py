@@ -199,7 +199,7 @@ def _call_factory(text: str) -> Any:
     import importlib
 
     package, _, name = text.partition(":")
-    with _current_directory_importable(), _plain_python():
+    with _as_its_script(), _plain_python():
         try:
             module = importlib.import_module(package)
         except ImportError as error:
@@ -208,6 +208,8 @@ def _call_factory(text: str) -> Any:
             raise UsageError(f"{text}: importing {package} failed: {error}") from None
         except GanExportError:
             raise
+        except SystemExit as error:
+            raise _ended(text, error) from None
         except Exception as error:  # noqa: BLE001 - the user's module may raise anything
             raise UsageError(f"{text}: importing {package} failed: {_told(error)}") from None
         target: Any = module
@@ -221,8 +223,18 @@ def _call_factory(text: str) -> Any:
             return target()
         except GanExportError:
             raise
+        except SystemExit as error:
+            raise _ended(text, error) from None
         except Exception as error:  # noqa: BLE001 - the user's factory may raise anything
             raise UsageError(f"{text}: the factory failed: {_told(error)}") from None
+
+
+def _ended(text: str, error: SystemExit) -> UsageError:
+    told = f": {' '.join(str(error).split())[:300]}" if isinstance(error.code, str) else ""
+    return UsageError(
+        f"{text}: it ended the program (sys.exit{told}); it sees an empty command line here: name a function that "
+        "passes what it needs"
+    )
 
 
 def _told(error: BaseException) -> str:
@@ -251,14 +263,17 @@ def _plain_python() -> Any:
 
 
 @contextlib.contextmanager
-def _current_directory_importable() -> Any:
+def _as_its_script() -> Any:
+    """The current directory is importable, and our own command line is not taken for the user's."""
     here = str(Path.cwd())
     added = here not in sys.path
     if added:
         sys.path.insert(0, here)
+    arguments, sys.argv = sys.argv, sys.argv[:1]
     try:
         yield
     finally:
+        sys.argv = arguments
         if added:
             with contextlib.suppress(ValueError):
                 sys.path.remove(here)

@@ -62,7 +62,8 @@ def convert_split(
     """
     _refuse_other_folders(output)
     source.module.eval()
-    source.module.requires_grad_(False)
+    for parameter in source.module.parameters():
+        parameter.requires_grad_(False)
     source, baked = bake_truncation(source, settings.truncation, path)
     settings = msgspec.structs.replace(settings, truncation=None, mapping=None)
     mapping, synthesis = cut(source, path)

@@ -87,6 +87,8 @@ class Seen:
         autocast: Autocast regions that were switched off.
         half: Casts to half precision that were switched off.
         draws: Random calls, in order.
+        names: Of the tensors of a mapping that forward returns.
+        writes: Whether forward wrote into its inputs.
     """
 
     def __init__(self) -> None:
@@ -96,6 +98,8 @@ class Seen:
         self.autocast = 0
         self.half = 0
         self.draws: list[Draw] = []
+        self.names: list[str] | None = None
+        self.writes = False
 
 
 class Wrapped(torch.nn.Module):
@@ -109,6 +113,7 @@ class Wrapped(torch.nn.Module):
         constants: Noise of every random call in order (``--noise constant``), expandable to its shape.
         rewrite: Whether per-sample convolutions are rewritten (exporting) or run as written (reference).
         finish: Last step on the outputs (uint8 images).
+        own_inputs: Whether the module is given copies, because it writes into its inputs.
     """
 
     def __init__(
@@ -121,6 +126,7 @@ class Wrapped(torch.nn.Module):
         constants: list[torch.Tensor] | None = None,
         rewrite: bool = True,
         finish: Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None,
+        own_inputs: bool = False,
     ) -> None:
         super().__init__()
         self.module = module
@@ -129,6 +135,7 @@ class Wrapped(torch.nn.Module):
         self.noise_inputs = noise_inputs
         self.rewrite = rewrite
         self.finish = finish
+        self.own_inputs = own_inputs
         self.invoke = Invocation(module, names)
         # In an object of its own: torch.export puts back what forward assigns to the module.
         self.seen = Seen()
@@ -139,6 +146,8 @@ class Wrapped(torch.nn.Module):
     def forward(self, *inputs: torch.Tensor) -> Any:
         """One call, under the tracing passes."""
         noise: tuple[torch.Tensor, ...] = ()
+        if self.own_inputs:
+            inputs = tuple(tensor.clone() for tensor in inputs)
         if self.noise_inputs:
             inputs, noise = inputs[: -self.noise_inputs], inputs[-self.noise_inputs :]
         with ExitStack() as stack:
@@ -154,7 +163,7 @@ class Wrapped(torch.nn.Module):
         self.seen.autocast = autocast.count
         self.seen.half = precise.count
         self.seen.draws = randomness.draws
-        _, tensors = flatten_outputs(value)
+        self.seen.names, tensors = flatten_outputs(value)
         if self.finish is not None:
             tensors = self.finish(tensors)
         return tensors[0] if len(tensors) == 1 else tensors
@@ -252,12 +261,14 @@ def _to_numpy(value: torch.Tensor) -> Array:
 
 
 def run_module(function: Wrapped, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Run without gradients; whatever the user's code raises is one line with its place.
+    """Run on copies of the inputs, without gradients; whatever the user's code raises is one line with its place.
 
     Raises:
         ExportError: forward failed.
         UsageError: forward does not take these arguments.
     """
+    inputs = tuple(tensor.clone() for tensor in inputs)
+    versions = [tensor._version for tensor in inputs]
     try:
         with torch.no_grad():
             value = function(*inputs)
@@ -272,4 +283,5 @@ def run_module(function: Wrapped, inputs: tuple[torch.Tensor, ...]) -> tuple[tor
         raise ExportError(
             f"running the module on {shapes} failed: {type(error).__name__}: {text}{f' at {where}' if where else ''}"
         ) from None
+    function.seen.writes = function.seen.writes or versions != [tensor._version for tensor in inputs]
     return (value,) if isinstance(value, torch.Tensor) else tuple(value)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import weight_norm as old_weight_norm
 
+import ganexport
 from ganexport.build.options import BuildOptions
+from ganexport.cli.main import run
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.convert import convert
+from ganexport.export.verify import verify
 
 Z = {"inputs": ["z=normal[batch,16]"], "batch": "1:4:9"}
 MEL = {"inputs": ["mel=normal[batch,20,frames]"], "batch": "1:1:3", "dims": ["frames=8:32:60"]}
@@ -152,6 +157,65 @@ def test_a_recurrent_layer_over_a_free_length_is_traced_and_refused_by_aoti_in_o
         convert("generators.strange:LSTMVocoder", to="aoti", output=tmp_path / "aoti", **MEL)
     assert "\n" not in str(caught.value)
     assert "--to onnx" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "WritesInput",
+        "Hooked",
+        "DictWithNone",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("Called", "KeywordOnly", "Unsaved", "Unchanged")),
+    ],
+)
+def test_a_habit_converts_to_both_formats_and_they_agree(name, tmp_path):
+    made = convert(
+        f"generators.tiny:{name}", to=["torchscript", "onnx"], output=tmp_path / "out", batch="1:2:5",
+        inputs=["z=normal[batch,8]"], verify_budget=5,
+    )  # fmt: skip
+    assert {file.certificate.verdict for file in made.manifest.files} == {"pass"}
+    assert verify(made.path, against=f"generators.tiny:{name}", budget=5).passed
+    drawn = []
+    for backend in ("torchscript", "onnxruntime"):
+        with ganexport.load(made.path, backend) as generator:
+            drawn.append(generator.sample(3, seed=1))
+    for key, value in drawn[0].items():
+        np.testing.assert_allclose(drawn[1][key], value, atol=1e-5)
+
+
+def test_content_and_style_may_have_batches_of_their_own(tmp_path):
+    class Pairs(nn.Module):
+        def forward(self, content, style):
+            return (content[:, None] * style[None]).flatten(0, 1)
+
+    made = convert(
+        Pairs(), to=["torchscript", "onnx"], output=tmp_path / "out", batch="1:2:5", dims=["styles=1:2:4"],
+        inputs=["content=normal[batch,8]", "style=normal[styles,8]"],
+    )  # fmt: skip
+    assert {file.certificate.verdict for file in made.manifest.files} == {"pass"}
+    assert {"batch": 5, "styles": 4} in made.find("onnx").certificate.sizes
+
+
+def test_a_torchscript_module_is_kept_and_refused_for_onnx(tmp_path):
+    scripted = torch.jit.trace(nn.Sequential(nn.Linear(16, 12), nn.Tanh()), torch.zeros(2, 16))
+    made = convert(scripted, to="torchscript", output=tmp_path / "kept", **Z)
+    assert made.find("torchscript").certificate.verdict == "pass"
+    with pytest.raises(ExportError, match="the module is TorchScript"):
+        convert(scripted, to="onnx", output=tmp_path / "out", **Z)
+
+
+def test_a_factory_sees_no_command_line_and_its_prints_stay_out_of_the_json(tmp_path, capsys):
+    z = ["--input", "z=normal[batch,8]"]
+    out = str(tmp_path / "out")
+    assert run(["convert", "generators.tiny:parses", "--to", "torchscript", *z, "-o", out, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["files"][0]["format"] == "torchscript"
+    assert "seed 0" in told.err
+    for name, words in (("needs_an_argument", "(sys.exit);"), ("leaves", "(sys.exit: no checkpoint here);")):
+        assert run(["convert", f"generators.tiny:{name}", "--to", "onnx", *z, "-o", str(tmp_path / "no")]) == 2
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(error) == 1
+        assert words in error[0]
 
 
 def state(module):

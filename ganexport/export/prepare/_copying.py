@@ -28,7 +28,8 @@ def copied(module: nn.Module) -> nn.Module:
             parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if parameter else moved
     try:
-        return copy.deepcopy(module, memo)
+        with torch.no_grad():  # or the copies of TorchScript's parameters have a history
+            return copy.deepcopy(module, memo)
     except Exception as error:  # noqa: BLE001 - copying runs the user's code
         where = _culprit(module, memo)
         raise ExportError(

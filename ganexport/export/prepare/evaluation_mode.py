@@ -1,4 +1,4 @@
-"""Put the module in evaluation mode: running statistics fixed, dropout modules off, no gradients."""
+"""Put the module in evaluation mode: running statistics fixed, dropout modules off, no gradients, no backward hooks."""
 
 from __future__ import annotations
 
@@ -17,5 +17,8 @@ def apply(module: torch.nn.Module) -> list[str]:
     module.eval()
     for child in module.modules():
         child.training = False
-    module.requires_grad_(False)
+        child._backward_hooks.clear()
+        child._backward_pre_hooks.clear()
+    for parameter in module.parameters():  # TorchScript modules have no requires_grad_
+        parameter.requires_grad_(False)
     return [f"evaluation-mode: {len(training)} modules were in training mode"] if training else []

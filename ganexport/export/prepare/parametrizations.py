@@ -27,7 +27,8 @@ def apply(module: torch.nn.Module) -> list[str]:
         count += _strip_hooks(child)
     if not count:
         return []
-    module.requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
     return [f"strip-parametrizations: {count} weights"]
 
 

@@ -1,5 +1,8 @@
 """A small DCGAN-like generator (Radford et al. 2016, arXiv 1511.06434) and modules with one trap each."""
 
+import argparse
+import sys
+
 import numpy
 import torch
 import torch.nn.functional as F
@@ -88,6 +91,53 @@ class DataBranch(Trap):
 class FixedBatch(Trap):
     def hidden(self, h):
         return h.view(int(h.shape[0]), 16)
+
+
+class WritesInput(Trap):
+    def forward(self, z):
+        z.mul_(2)
+        return super().forward(z)
+
+
+class Hooked(Trap):
+    """Forward hooks are part of the function; backward hooks, which no exporter takes, are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.register_forward_hook(lambda module, inputs, output: output * 2)
+        self.last.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+        self.register_full_backward_hook(lambda module, inner, outer: None)
+
+
+class Called(Trap):
+    """What is called is not forward alone."""
+
+    def __call__(self, z):
+        return super().__call__(z) * 0.5
+
+
+class DictWithNone(Trap):
+    def forward(self, z):
+        return {"image": super().forward(z), "mask": None, "loss": z.sum()}
+
+
+class KeywordOnly(Trap):
+    def forward(self, *, z, psi: float = 1.0):
+        return super().forward(z * psi)
+
+
+class Unsaved(Trap):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.rand(16), persistent=False)
+
+    def hidden(self, h):
+        return h * self.scale
+
+
+class Unchanged(Trap):
+    def forward(self, z):
+        return super().forward(z), z
 
 
 class OverflowsHalf(Trap):
@@ -182,6 +232,25 @@ def described():
     """A module with its spec, as a factory may give both."""
     image = TensorSpec("image", "float32", ("batch", 1, 8, 8), None, (-1.0, 1.0), "NCHW")
     return make(), GeneratorSpec((TensorSpec("z", "float32", ("batch", 16), Normal()),), (image,), (Dim("batch"),))
+
+
+def parses() -> nn.Module:
+    """Reads the command line and prints, as scripts do."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    sys.stdout.write(f"seed {parser.parse_args().seed}\n")
+    return Trap()
+
+
+def needs_an_argument() -> nn.Module:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--checkpoint", required=True)
+    parser.parse_args()
+    return Trap()
+
+
+def leaves() -> nn.Module:
+    sys.exit("no checkpoint here")
 
 
 def number() -> int:
