@@ -168,10 +168,9 @@ def check_parts(recipe: Recipe, world: int) -> None:
     if batch < world:
         raise RecipeError(f"training.batch_size: {batch} images are too few for {world} processes")
     if parts > 1 and batch % (world * parts):
-        each = f" in each of {world} processes" if world > 1 else ""
         raise RecipeError(
-            f"training.batch_size: {batch} images do not divide into {parts} equal parts{each} (training.accumulation); "
-            f"take a multiple of {world * parts}"
+            f"training.batch_size: {batch} images do not divide into {parts} equal parts (training.accumulation) "
+            f"in each of {world} processes; take a multiple of {world * parts}"
         )
 
 

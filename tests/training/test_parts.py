@@ -147,27 +147,12 @@ def test_accumulated_parts_give_the_whole_batchs_gradients() -> None:
         assert torch.allclose(whole, accumulated, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"batch_size": 10, "accumulation": 4}, "10 images do not divide into 4 equal parts .* take a multiple of 4"),
-        ({"batch_size": 2, "accumulation": 4}, "2 images .* take a multiple of 4"),
-    ],
-)
-def test_parts_of_different_sizes_are_refused_before_anything_is_written(
-    tmp_path: Path, sizes: dict[str, int], message: str
-) -> None:
-    with pytest.raises(RecipeError, match=message):
-        train(tiny.recipe(training=sizes), out=tmp_path / "run")
-    assert not (tmp_path / "run" / "recipe.toml").exists()
-
-
 def test_batches_that_do_not_go_round_the_processes_are_refused() -> None:
     check_parts(tiny.recipe(training={"batch_size": 16}), 3)
     check_parts(tiny.recipe(training={"batch_size": 12, "accumulation": 2}), 3)
     with pytest.raises(RecipeError, match="2 images are too few for 3 processes"):
         check_parts(tiny.recipe(training={"batch_size": 2}), 3)
-    with pytest.raises(RecipeError, match="16 images .* 2 equal parts in each of 3 processes .* a multiple of 6"):
+    with pytest.raises(RecipeError, match=r"16 images .* 2 equal parts .* of 3 processes; take a multiple of 6"):
         check_parts(tiny.recipe(training={"batch_size": 16, "accumulation": 2}), 3)
 
 
