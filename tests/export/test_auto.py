@@ -170,8 +170,8 @@ def test_low_precision_on_openvino_keeps_vectors_in_fp32(tmp_path: Path) -> None
 
 
 def test_the_builders_options_reach_the_source_and_the_engines(source: Path, tmp_path: Path) -> None:
-    asked = msgspec.structs.replace(QUICK, options=BuildOptions(opset=18, timing_cache=tmp_path / "cache"))
-    described = {"inputs": ["z=normal[batch,8]"]}
+    asked = msgspec.structs.replace(QUICK, options=BuildOptions(opset=18, timing_cache=tmp_path / "cache"), budget=1.0)
+    described = {"inputs": ["z=normal[batch,8]"], "batch": "1:2:3"}
     base = module._base("generators.tiny:Trap", tmp_path / "base", asked, described, lambda _text: None)
     assert base.find("onnx").requires["opset"] == "18"
     made = _Builder(onnx.load(source), source, SPEC, tmp_path, 4, asked, lambda _text: None)
