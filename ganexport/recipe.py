@@ -66,7 +66,8 @@ class Training(Section, frozen=True, kw_only=True):
         seed: Of weights, latents, order of the data and everything else random.
         n_critic: Discriminator updates before each generator update.
         accumulation: Equal parts in which each process works through its share of a batch, to save memory.
-        initialization: "default" (torch's) or "normal" (N(0, 0.02), as in the DCGAN paper).
+        initialization: "default" (the architecture's, or torch's) or "normal" (N(0, 0.02), as in the DCGAN paper;
+            refused by architectures with one of their own: stylegan2 and r3gan).
         precision: "fp32", "tf32", "bf16" or "fp16" (autocast; weights stay fp32).
         compile: "off" or a mode of torch.compile.
         memory_format: "contiguous" or "channels_last".
@@ -473,6 +474,8 @@ def _with_options(recipe: Recipe, problems: list[str]) -> Recipe:
         except UsageError as error:
             problems.append(f"{path}.name: {error}")
             return component
+        if getattr(module, "OWN_INITIALIZATION", False) and recipe.training.initialization != "default":
+            problems.append(f"training.initialization: {component.name} has one of its own; leave it at default")
         options = getattr(module, "Options", None)
         if options is None:
             problems.extend(f"{path}.{key}: unknown key; {component.name} has no options" for key in component.options)

@@ -19,6 +19,8 @@ from torch.nn.functional import interpolate, leaky_relu
 from ganexport.architectures._common import channels_at, check_labels, image_spec, map_sizes, require
 from ganexport.spec import GeneratorSpec
 
+#: Without normalisation it is the first weights that keep the variance.
+OWN_INITIALIZATION = True
 SLOPE = 0.2
 
 

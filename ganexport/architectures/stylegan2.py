@@ -29,6 +29,8 @@ from ganexport.architectures._common import (
 )
 from ganexport.spec import Constant, GeneratorSpec, Normal, TensorSpec
 
+#: Equalised learning rates presume weights of N(0, 1).
+OWN_INITIALIZATION = True
 SLOPE = 0.2
 GAIN = math.sqrt(2.0)  # keeps the variance through a leaky ReLU
 W_AVERAGE_DECAY = 0.995

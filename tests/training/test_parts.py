@@ -11,7 +11,9 @@ import pytest
 import tiny_run as tiny
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
+from ganexport.architectures._common import ConditionalBatchNorm2d, LayerNorm2d
 from ganexport.checkpoint import read_checkpoint, steps_of
 from ganexport.errors import DivergenceError, RecipeError
 from ganexport.recipe import Ema, Guard, Optimizer, Recipe, Schedule, to_toml
@@ -115,6 +117,31 @@ def test_normal_initialization() -> None:
     before = module[0].weight.clone()
     initialize(module, "default")
     assert torch.equal(module[0].weight, before)
+
+
+def test_normal_initialization_of_every_kind_of_layer() -> None:
+    torch.manual_seed(0)
+    conditional, embedding = ConditionalBatchNorm2d(512, 3), nn.Embedding(50, 50)
+    norms = [nn.InstanceNorm2d(2048, affine=True), LayerNorm2d(2048), nn.BatchNorm2d(2048)]
+    spectral = spectral_norm(nn.Conv2d(32, 64, 4))
+    plain = nn.BatchNorm2d(8, affine=False)
+    module = nn.Sequential(conditional, embedding, *norms, spectral, plain)
+    initialize(module, "normal")
+    for scale in (conditional.scale.weight, *(norm.weight for norm in norms)):
+        assert scale.mean().item() == pytest.approx(1.0, abs=0.005)
+        assert scale.std().item() == pytest.approx(0.02, rel=0.1)
+    assert conditional.shift.weight.abs().max() == 0
+    assert embedding.weight.std().item() == pytest.approx(1.0, rel=0.1)
+    assert spectral.parametrizations.weight.original.std().item() == pytest.approx(0.02, rel=0.05)
+    assert spectral.bias.abs().max() == 0
+    # The norm that it divides by is that of the new weights.
+    assert torch.linalg.matrix_norm(spectral.eval().weight.flatten(1), 2).item() == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["r3gan", "stylegan2"])
+def test_architectures_with_their_own_initialization_refuse_another(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"training.initialization: {name} has one of its own; leave it at default"):
+        tiny.recipe(architecture={"name": name, "latent": 8}, training={"initialization": "normal"}, regularizers=[])
 
 
 def test_latents_are_indexed_by_global_sample() -> None:
