@@ -313,7 +313,9 @@ def _device(name: str, group: Group) -> torch.device:
         index = int(name.partition(":")[2] or torch.cuda.current_device())
         if index >= torch.cuda.device_count():
             raise BackendUnavailableError(f"training.device: {name}: there are {torch.cuda.device_count()} GPUs")
-        return torch.device(name) if group.world == 1 else torch.device("cuda", torch.cuda.current_device())
+        if group.world > 1:
+            return torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_device(index)  # what names no device lands on this one
     return torch.device(name)
 
 

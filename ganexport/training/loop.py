@@ -292,7 +292,7 @@ class Trainer:
             raise DivergedError(f"step {self.step}: a weight is NaN or infinite")
         if self.run is None or not self.guard.calm:
             return
-        states = self.group.gather(random_states())
+        states = self.group.gather(random_states(self.device))
         if self.group.leads:
             write_checkpoint(self.run, self._state(), self._tensors(states), self.recipe.training.keep)
         self.group.barrier()
@@ -351,7 +351,7 @@ class Trainer:
             if name.partition(".")[0] == str(self.group.rank)
         }
         if mine:
-            restore_random_states(mine)
+            restore_random_states(mine, self.device)
         if state.world != self.group.world:
             self.reporter.remark(
                 f"trained by {state.world} processes until now, by {self.group.world} from here: "

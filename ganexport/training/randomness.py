@@ -47,11 +47,11 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def random_states() -> dict[str, Tensor]:
-    """States of torch's (CPU and current CUDA device), Python's and numpy's global generators."""
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """States of torch's (CPU's and, on CUDA, the device's), Python's and numpy's global generators."""
     states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     version, numbers, gauss = random.getstate()
     states["python"] = torch.tensor([version, *numbers], dtype=torch.int64)
     states["python.gauss"] = torch.tensor([0.0 if gauss is None else 1.0, gauss or 0.0], dtype=torch.float64)
@@ -61,11 +61,11 @@ def random_states() -> dict[str, Tensor]:
     return states
 
 
-def restore_random_states(states: dict[str, Tensor]) -> None:
+def restore_random_states(states: dict[str, Tensor], device: torch.device) -> None:
     """Put back what :func:`random_states` gave."""
     torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
     version, *numbers = states["python"].tolist()
     has, gauss = states["python.gauss"].tolist()
     random.setstate((version, tuple(numbers), gauss if has else None))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ganexport.checkpoint import read_checkpoint
 from ganexport.kernels.gradient_penalty import why_not_cuda
 from ganexport.recipe import Recipe
 from ganexport.training.api import train
@@ -16,6 +17,7 @@ from ganexport.training.autotune import Tuner
 from ganexport.training.distributed import Group
 from ganexport.training.loop import Trainer
 from ganexport.training.progress import Reporter
+from ganexport.training.randomness import random_states, restore_random_states
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import tiny_run as tiny
@@ -114,3 +116,14 @@ def test_a_run_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     assert all(math.isfinite(value) for name, value in first.metrics.items() if name.endswith("loss"))
     again = train(resume=True, out=tmp_path / "run", sets=["training.steps=30"])
     assert again.step == 30
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_second_gpus_generator_is_kept(tmp_path: Path) -> None:
+    train(recipe("lazy R1", device="cuda:1", steps=2), out=tmp_path / "run")
+    assert torch.cuda.current_device() == 1
+    kept = read_checkpoint(tmp_path / "run").tensors["random"]["0.cuda"]
+    assert torch.equal(kept, torch.cuda.get_rng_state(1))
+    torch.cuda.set_device(0)
+    restore_random_states(random_states(torch.device("cuda", 0)) | {"cuda": kept}, torch.device("cuda", 1))
+    assert torch.equal(torch.cuda.get_rng_state(1), kept)
