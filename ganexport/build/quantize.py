@@ -59,6 +59,8 @@ MARGIN = 1.5
 SMALL_MARGIN, MANY = 0.5, 512
 #: Times the allowed noise from which a selection of layers is not tried.
 HOPELESS = 3.0
+#: As the manifest says it where rounding was given up.
+UNROUNDED = "unrounded outputs (ONNX Runtime computes those layers in fp32)"
 PERCENTILE = 99.99
 BINS = 2048
 #: Largest weight of 7 bits: two products with unsigned bytes fit into 16 bits (2 x 255 x 64 < 2^15).
@@ -107,7 +109,7 @@ class Quantized:
         """As the manifest names it."""
         kept = f", {len(self.wide)} layers wide" if self.wide else ""
         form = f", {self.variant}" if self.variant else ""
-        exact = ", unrounded outputs (ONNX Runtime computes those layers in fp32)" if self.unrounded else ""
+        exact = f", {UNROUNDED}" if self.unrounded else ""
         bits = ", 7-bit weights" if self.narrow_weights else ""
         return (f"int8 static {self.method}{form}{bits}{kept}{exact}",)
 

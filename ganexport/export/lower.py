@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ganexport.build import diverge, onnx_file
 from ganexport.build.options import Built, file_name
 from ganexport.build.precision import low_precision, matching
-from ganexport.build.quantize import int8_weights
+from ganexport.build.quantize import UNROUNDED, int8_weights
 from ganexport.build.symmetric import symmetric_activations
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.publish import Publication
@@ -19,8 +19,8 @@ from ganexport.parity import Certificate, tolerance
 Lowered = tuple[Built, str, Certificate, str, str]
 #: Rounds of "auto"; each keeps twice as many further layers in fp32 as the one before.
 ROUNDS = 6
-#: Times that an int8 file whose pictures are close enough but whose distribution drifts is made again, more exactly,
-#: and the dB that may be missing: beyond, almost no layer would be left in int8.
+#: Times that an int8 file outside its tolerance is made again, and the dB that may be missing for asking for just
+#: them: beyond, almost no layer would be left in int8.
 RETRIES = 2
 WITHIN_REACH = 8.0
 
@@ -57,35 +57,64 @@ def lower(
     publication.say(f"making {precision}")
     if "trt" in wanted and precision == "bf16" and not matching(model, ["ConvTranspose"]):
         keep = (*keep, "ConvTranspose")  # TensorRT-RTX 1.7 has no bf16 deconvolution
-    built = _make(publication, source, model, precision, keep, wanted)
+    needed = tolerance(precision).min_psnr if publication.settings.min_psnr is None else publication.settings.min_psnr
+    asked = Asked(needed)
+    built = _make(publication, source, model, precision, keep, wanted, asked)
     certificate, picture = _certify(publication, built, precision, seen)
     for _ in range(RETRIES if precision == "int8" else 0):
-        if (wanted_psnr := _quieter(certificate, publication.settings.min_psnr)) is None:
+        if (more := again(certificate, asked, needed)) is None:
             break
-        publication.say(f"int8 moves the Fréchet distance by {certificate.frechet_drift:.1%}: asking for more")
+        asked = more
+        publication.say("int8 is not good enough yet: " + asked.told())
         try:
-            built = _make(publication, source, model, precision, keep, wanted, wanted_psnr)
+            built = _make(publication, source, model, precision, keep, wanted, asked)
         except ExportError:
-            break  # what was made stands, and is refused for its drift
+            break  # what was made stands, and is refused for what it is
         certificate, picture = _certify(publication, built, precision, seen)
     hint = _hint(publication, model, built, precision) if certificate.failures else ""
     return built, precision, certificate, picture, hint
 
 
-def _quieter(certificate: Certificate, min_psnr: float | None) -> float | None:
-    """dB that would bring the drift of the Fréchet distance under its limit, which grows with the noise's power.
+class Asked(NamedTuple):
+    """What is asked of int8.
 
-    None when it is under it, was not measured, or is so large that int8 cannot.
+    Attributes:
+        min_psnr: dB of the worst picture.
+        unrounded: Outputs that no int8 layer reads are left unrounded.
     """
-    limit = tolerance(certificate.precision).max_drift
-    drift = certificate.frechet_drift
-    if limit is None or drift is None or drift <= limit:
+
+    min_psnr: float
+    unrounded: bool = False
+
+    def told(self) -> str:
+        """For a progress line."""
+        return "leaving outputs unrounded" if self.unrounded else f"asking for {self.min_psnr:.1f} dB"
+
+
+def again(certificate: Certificate, asked: Asked, needed: float) -> Asked | None:
+    """What to ask for after a file that is not within its tolerance: less noise, or else no rounded outputs.
+
+    The certificate looks at more pictures than the search for layers did, and at their distribution, whose Fréchet
+    distance drifts in proportion to the noise's power.
+
+    Args:
+        certificate: Of the file.
+        asked: What was asked of it.
+        needed: dB that its worst picture must reach.
+
+    Returns:
+        None when the file is good, or nothing is left to ask for.
+    """
+    worst = min((output.worst_psnr for output in certificate.outputs if output.worst_psnr is not None), default=100.0)
+    missing = needed - worst + 0.5 if worst < needed else 0.0
+    limit, drift, excess = tolerance(certificate.precision).max_drift, certificate.frechet_drift, 0.0
+    if limit is not None and drift is not None and drift > limit:
+        excess = 10 * math.log10(drift / limit) + 1
+    if max(missing, excess) <= 0:
         return None
-    more = 10 * math.log10(drift / limit) + 1
-    if more > WITHIN_REACH:
-        return None
-    reached = min((output.worst_psnr for output in certificate.outputs if output.worst_psnr is not None), default=0.0)
-    return max(reached, tolerance(certificate.precision).min_psnr, min_psnr or 0.0) + more
+    if max(missing, excess) <= WITHIN_REACH:
+        return Asked(max(asked.min_psnr + missing, worst + excess), asked.unrounded)
+    return None if asked.unrounded else Asked(asked.min_psnr, unrounded=True)
 
 
 def _make(
@@ -95,7 +124,7 @@ def _make(
     precision: str,
     keep: Sequence[str],
     wanted: Sequence[str] = (),
-    min_psnr: float | None = None,
+    asked: Asked | None = None,
 ) -> Built:
     folder = publication.folder
     name = file_name("onnx", precision)
@@ -103,7 +132,7 @@ def _make(
     weights: dict[str, str] = {}
     passes = (*source.passes, f"precision-{precision}", *([f"keep-fp32: {', '.join(keep)}"] if keep else []))
     if precision == "int8":
-        made, passes = _int8(publication, model, keep, wanted, min_psnr or publication.settings.min_psnr)
+        made, passes = _int8(publication, model, keep, wanted, asked or Asked(tolerance(precision).min_psnr))
         passes = (*source.passes, *passes)
         weights = int8_weights(made)
     else:
@@ -117,7 +146,7 @@ def _make(
 
 
 def _int8(
-    publication: Publication, model: Any, keep: Sequence[str], wanted: Sequence[str], min_psnr: float | None
+    publication: Publication, model: Any, keep: Sequence[str], wanted: Sequence[str], asked: Asked
 ) -> tuple[Any, tuple[str, ...]]:
     """The QDQ model and its lines for the manifest."""
     from ganexport.build.cost import Target
@@ -137,15 +166,17 @@ def _int8(
     first, rewrites = rewrite(model, target) if rewritten else (model, ())
     folded = model if keep else rewrite(model, target, passes=FOLDING)[0]
     made = quantize(
-        first, spec, samples=samples, keep=keep, min_psnr=min_psnr,
+        first, spec, samples=samples, keep=keep, min_psnr=asked.min_psnr,
         # OpenVINO and TensorRT compute int8 x int8 -> fp32; ONNX Runtime's convolutions have to round.
-        wide_outputs=bool({"trt", "openvino"} & set(wanted)) and "onnx" not in wanted,
+        wide_outputs=asked.unrounded or (bool({"trt", "openvino"} & set(wanted)) and "onnx" not in wanted),
         # GPUs add products in 32 bits, and ONNX Runtime does so when told to; OpenVINO does what the processor does.
         narrow_weights=False if "trt" in wanted and "openvino" not in wanted else None,
         variants=equalised_forms(folded, lambda: calibration_inputs(spec, samples), finish),
         progress=publication.say,
     )  # fmt: skip
     passes = (*rewrites, *made.passes)
+    if asked.unrounded:
+        passes += (UNROUNDED,)
     if symmetric and (count := symmetric_activations(made.model)):
         passes += (f"symmetric-activations: {count} nodes",)
     return made.model, passes

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from generators import GENERATORS
 
+from ganexport.errors import ExportError
 from ganexport.export.convert import convert
 
 pytestmark = pytest.mark.slow
@@ -57,6 +58,11 @@ TRAINED = sorted(path.parent.name for path in (Path(__file__).parents[2] / "mode
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_models_pass_their_tolerance_in_low_precision(name, precision, tmp_path):
+    if (name, precision) == ("r3gan-mnist", "int8"):
+        # Without normalisation its activations have tails: the best single layer alone reads 34 dB in int8.
+        with pytest.raises(ExportError, match="int8 stays below 35 dB with any layer quantized"):
+            convert(name, to="onnx", output=tmp_path / "out", precision=precision, verify_budget=60)
+        return
     made = convert(name, to="onnx", output=tmp_path / "out", precision=precision, verify_budget=60)
     certificate = made.find("onnx", precision).certificate
     assert certificate.verdict == "pass"
