@@ -17,8 +17,11 @@ from ganexport.frechet import frechet_distance
 
 Images = NDArray[np.uint8]
 
-#: The neighbour metrics and the memorisation check are quadratic: they use at most this many images a side.
+#: The neighbour metrics are quadratic: they use at most this many images a side. The memorisation check looks for as
+#: many generated ones, in all training images.
 NEIGHBOUR_LIMIT = 10_000
+#: Training images in memory as float32 at a time.
+_BLOCK = 4096
 #: A generated image is called a copy when it is nearer to a training image than this share of the training
 #: images are to their own nearest other training image.
 COPY_PERCENTILE = 1.0
@@ -142,7 +145,7 @@ def evaluate_images(
         return frechet_distance(real_features, features)
 
     frechet = distance(fake_features)
-    neighbours = neighbour_metrics(real_features[:NEIGHBOUR_LIMIT], fake_features[:NEIGHBOUR_LIMIT])
+    neighbours = neighbour_metrics(real_features[_some(len(real))], fake_features[:NEIGHBOUR_LIMIT])
     shares: tuple[float, ...] = ()
     if probabilities is not None:
         counts = np.bincount(probabilities.argmax(1), minlength=probabilities.shape[1])
@@ -163,7 +166,7 @@ def evaluate_images(
         neighbours["coverage"],
         shares,
         float(probabilities.max(1).mean()) if probabilities is not None else None,
-        memorisation(fake[:NEIGHBOUR_LIMIT], real[:NEIGHBOUR_LIMIT]),
+        memorisation(fake[:NEIGHBOUR_LIMIT], real),
         _drift(fake, fake_features, frechet, against, chosen, distance) if against is not None else None,
     )
 
@@ -186,8 +189,17 @@ def _drift(
     return Drift(name, frechet_distance(others, features), reference, frechet / max(reference, 1e-12) - 1.0, psnr)
 
 
+def _some(count: int) -> NDArray[np.int64]:
+    """At most ``NEIGHBOUR_LIMIT`` positions of ``count``: all in order, or a random choice that is always the same."""
+    if count <= NEIGHBOUR_LIMIT:
+        return np.arange(count)
+    return np.random.default_rng(0).choice(count, NEIGHBOUR_LIMIT, replace=False)
+
+
 def memorisation(fake: Images, real: Images) -> Memorisation:
     """Compare each generated image's nearest training image with the training set's own neighbours.
+
+    Those are the distances of a random half of the training images, or ``NEIGHBOUR_LIMIT`` of them, to the others.
 
     Args:
         fake: uint8 [N, H, W, C].
@@ -200,16 +212,29 @@ def memorisation(fake: Images, real: Images) -> Memorisation:
         raise DataError(f"generated images have {fake.shape[-1]} channels, the real ones {real.shape[-1]}")
     if fake.shape[1:3] != real.shape[1:3]:
         real = _resize(real, (fake.shape[1], fake.shape[2]))
-    queries = fake.reshape(len(fake), -1).astype(np.float32) / 255.0
-    references = real.reshape(len(real), -1).astype(np.float32) / 255.0
-    _, distances = nearest(queries, references)
-    # Half against half: every training image against others, never against itself.
-    half = len(references) // 2
-    _, own = nearest(references[:half], references[half : 2 * half])
+    distances = _to_nearest(fake, real, np.arange(len(real)))
+    # Two parts of a random order: training images against others, never against themselves.
+    order = np.random.default_rng(0).permutation(len(real))
+    asked, others = np.split(order, [min(len(real) // 2, NEIGHBOUR_LIMIT)])
+    own = _to_nearest(real[asked], real, others)
     threshold = float(np.percentile(own, COPY_PERCENTILE))
     return Memorisation(
         float((distances < threshold).mean()), threshold, float(np.median(distances) / max(np.median(own), 1e-12))
     )
+
+
+def _to_nearest(queries: Images, images: Images, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Distance of each query to the nearest of the images at these places, [N], pixel values in 0..1."""
+
+    def flat(images: Images) -> NDArray[np.float32]:
+        return images.reshape(len(images), -1).astype(np.float32) / np.float32(255.0)
+
+    rows = flat(queries)
+    found = np.full(len(queries), np.inf)
+    for start in range(0, len(places), _BLOCK):
+        _, distances = nearest(rows, flat(images[places[start : start + _BLOCK]]))
+        np.minimum(found, distances, out=found)
+    return found
 
 
 def _resize(images: Images, size: tuple[int, int]) -> Images:

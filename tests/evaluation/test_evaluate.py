@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from ganexport.errors import DataError, UsageError
+from ganexport.evaluation.backbones import Backbone
 from ganexport.evaluation.evaluate import collect, evaluate_images, memorisation
 
-TEST_SET = np.load(Path(__file__).parent.parent / "data" / "mnist_test_1000.npz")["images"][..., None]
+FILE = np.load(Path(__file__).parent.parent / "data" / "mnist_test_1000.npz")
+TEST_SET = FILE["images"][..., None]
 REAL, UNSEEN = TEST_SET[:500], TEST_SET[500:]
 
 
@@ -39,6 +41,30 @@ def test_returning_training_images_is_caught_as_memorisation():
 def test_slightly_noisy_copies_are_caught_too():
     noise = np.random.default_rng(0).integers(-8, 9, REAL.shape)
     assert memorisation(np.clip(REAL + noise, 0, 255).astype(np.uint8), REAL).suspicious
+
+
+def test_copies_of_any_training_image_are_caught_and_the_order_of_the_set_does_not_matter(monkeypatch):
+    monkeypatch.setattr("ganexport.evaluation.evaluate.NEIGHBOUR_LIMIT", 200)
+    assert memorisation(REAL[-100:], REAL).copies > 0.9
+    labels = FILE["labels"][: len(REAL)]
+    by_class = memorisation(UNSEEN, REAL[np.argsort(labels, kind="stable")])
+    assert not by_class.suspicious
+    assert by_class.median_ratio == pytest.approx(1, abs=0.25)
+
+
+def test_neighbours_are_looked_for_in_a_random_choice_of_the_whole_set(monkeypatch):
+    monkeypatch.setattr("ganexport.evaluation.evaluate.NEIGHBOUR_LIMIT", 200)
+    colours = Backbone("mean grey", lambda images: (images.reshape(len(images), -1, 2).mean(1), None))
+    rng = np.random.default_rng(0)
+    dark, light = (rng.integers(low, low + 50, (400, 4, 4, 1), np.uint8) for low in (0, 200))
+    real, fake = np.concatenate([dark[:300], light[:300]]), np.concatenate([dark[300:], light[300:]])
+    rng.shuffle(fake)
+    first, second = (
+        evaluate_images(fake, real, source="test", data="test", seed=0, rounds=2, backbone=colours) for _ in range(2)
+    )
+    assert first == second
+    assert first.precision > 0.8  # half of that when only the dark ones are looked at
+    assert first.coverage > 0.6
 
 
 def test_a_single_image_is_caught_by_coverage():
