@@ -88,6 +88,7 @@ def read_folder(folder: Path, memory_limit: int = MEMORY_LIMIT, fit: Fit | None 
         if labels is not None:
             digest.update(labels.tobytes())
         return dataclasses.replace(found, digest=digest.hexdigest())
+    reader.read(0)  # what is wrong with all of them is said now, not by the first batch
     for path in files:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
     return ImageSet(reader, labels, reader.size, name, classes, digest.hexdigest())

@@ -245,6 +245,8 @@ def test_pictures_of_different_sizes_are_fitted_one_by_one(tmp_path: Path) -> No
     assert (streamed.array() == images.array()).all()
     with pytest.raises(DataError, match=r"0\.png: 6x4, the model takes 8x8; try --set data.fit=pad"):
         open_images(str(tmp_path), fit=Fit((8, 8, 3)))
+    with pytest.raises(DataError, match=r"try --set data.fit=pad"):
+        read_folder(tmp_path, memory_limit=0, fit=Fit((8, 8, 3)))
     with pytest.raises(DataError, match=r"1\.png: 9x12, the model takes 8x8; try --set data.fit=resize"):
         open_images(str(tmp_path), fit=Fit((8, 8, 3), "pad"))
 
