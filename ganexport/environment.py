@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 #: Library → the distributions that may provide it, the first that is installed counts.
@@ -154,18 +154,19 @@ def core_quota() -> float | None:
     """
     grants = []
     for line in _read("/proc/self/cgroup").splitlines() or ["0::/"]:
-        _, _, controllers_and_path = line.partition(":")
-        controllers, _, path = controllers_and_path.partition(":")
-        # Inside a container its own group is mounted at the top, whatever the path says.
-        for folder in {path.rstrip("/"), ""}:
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # A group has no more than those around it. Inside a container its own is mounted at the top, whatever the
+        # path says.
+        for group in (path, *map(str, PurePosixPath(path).parents)):
+            folder = group.rstrip("/")
             if not controllers:  # version 2
                 quota, _, period = _read(f"/sys/fs/cgroup{folder}/cpu.max").strip().partition(" ")
-            elif "cpu" in controllers.split(","):
+            else:
                 quota, period = (
                     _read(f"/sys/fs/cgroup/cpu{folder}/cpu.cfs_{name}_us").strip() for name in ("quota", "period")
                 )
-            else:
-                continue
             if quota.isdigit() and period.isdigit() and int(period) > 0:
                 grants.append(int(quota) / int(period))
     return min(grants, default=None)

@@ -144,6 +144,15 @@ def test_energy_that_is_not_counted_is_unknown(tmp_path, monkeypatch):
         ({"/proc/self/cgroup": "0::/a.slice/b\n", "/sys/fs/cgroup/a.slice/b/cpu.max": "300000 100000\n"}, 3),
         (
             {
+                "/proc/self/cgroup": "0::/a.slice/b/c\n",
+                "/sys/fs/cgroup/a.slice/b/c/cpu.max": "max 100000\n",
+                "/sys/fs/cgroup/a.slice/b/cpu.max": "700000 100000\n",
+                "/sys/fs/cgroup/a.slice/cpu.max": "200000 100000\n",
+            },
+            2,
+        ),
+        (
+            {
                 "/proc/self/cgroup": "5:cpu,cpuacct:/docker/x\n3:memory:/docker/x\n",
                 "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000\n",
                 "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",

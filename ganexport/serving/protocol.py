@@ -29,6 +29,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client that connects and says nothing has ``head_seconds``."""
         super().connection_made(transport)
+        # Writing is paused until all is sent: a client that stops before the last bytes is cut off too.
+        transport.set_write_buffer_limits(high=0)
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

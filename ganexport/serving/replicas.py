@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from typing import Any
-
-import msgspec
 
 from ganexport.cluster import QUIET, TRANSPORT, join, load_serve
 from ganexport.environment import usable_cores
@@ -19,17 +18,21 @@ from ganexport.serving.loading import python_path
 from ganexport.serving.metrics import Metrics
 from ganexport.serving.versions import Version
 
+#: Names in Ray Serve.
+APPLICATION, DEPLOYMENT = "ganexport", "engine"
 #: A sample is a function of its seed, so a request whose replica died is simply sent again.
 ATTEMPTS = 3
 #: Object store of the embedded Ray: answers in flight, a few MB each.
 OBJECT_STORE_BYTES = 256 << 20
+#: Ray places what fits within milliseconds, and waits without end for what does not.
+PLACEMENT_SECONDS = 30.0
 
 
 class RayReplicas:
     """A Ray Serve application of :class:`Engine`.
 
     Args:
-        settings: Of each engine; "cuda" gives each replica a GPU, or a share of one where there are fewer.
+        settings: Of each engine; the device "cuda" gives each a GPU, or a share of one where there are fewer.
         version: Loaded by every replica as it starts.
         replicas: How many.
         address: Of a running Ray cluster; None starts one inside this process's machine.
@@ -44,18 +47,24 @@ class RayReplicas:
     ) -> None:
         self._metrics = metrics
         self._embedded = address is None
-        ray, serve = self._ray, self._serve = load_serve()
+        self._ray, self._serve = load_serve()
         # Its remarks are not JSON; what matters of them is an error here.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        _connect(ray, address, replicas, settings)
-        on_gpu = version.checked.device.startswith("cuda")
-        gpus = gpu_share(replicas, ray.available_resources().get("GPU", 0.0)) if on_gpu else 0.0
-        if on_gpu:  # Ray shows a replica its own GPU alone, as the first
-            settings = msgspec.structs.replace(settings, device="cuda")
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
-        deployment: Any = serve.deployment(
+        _connect(self._ray, address, replicas, settings)
+        try:
+            gpus = gpu_share(self._ray, replicas) if settings.device == "cuda" else 0.0
+        except BackendUnavailableError:
+            self._ray.shutdown()
+            raise
+        self._handle = self._start(settings, version, replicas, gpus)
+
+    def _start(self, settings: EngineSettings, version: Version, replicas: int, gpus: float) -> Any:
+        self._serve.start(
+            proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False}
+        )
+        deployment: Any = self._serve.deployment(
             Engine,
-            name="engine",
+            name=DEPLOYMENT,
             num_replicas=replicas,
             # The gateway bounds what is pending; a replica must not refuse what was admitted.
             max_ongoing_requests=1024,
@@ -66,11 +75,18 @@ class RayReplicas:
         )
         app = deployment.bind(settings, (version.digest, version.path))
         try:
-            self._handle = serve.run(app, name="ganexport", route_prefix=None)
+            return self._serve.run(app, name=APPLICATION, route_prefix=None)
         except RuntimeError as error:
+            reason = self._reason() or str(error).strip().splitlines()[-1]
             self.close()
-            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
-            raise BackendUnavailableError(f"the replicas did not start: {reason.strip()[:500]}") from None
+            raise BackendUnavailableError(f"the replicas did not start: {reason[:500]}") from None
+
+    def _reason(self) -> str:
+        """The last line of what a replica raised as it started, which Ray's own error does not say."""
+        applications = self._serve.status().applications
+        message = applications[APPLICATION].deployments[DEPLOYMENT].message if APPLICATION in applications else ""
+        last = message.strip().rpartition("\n")[2]
+        return re.sub(r"^ganexport\.errors\.\w+: ", "", last)
 
     async def generate(self, version: Version, job: Job) -> Answer:
         """Have a replica answer; another one when it dies over it.
@@ -95,24 +111,31 @@ class RayReplicas:
 
     def close(self) -> None:
         """Stop the replicas, and the embedded Ray."""
-        self._serve.delete("ganexport")
+        self._serve.delete(APPLICATION)
         if self._embedded:
             self._serve.shutdown()
         self._ray.shutdown()
 
 
-def gpu_share(replicas: int, free: float) -> float:
+def gpu_share(ray: Any, replicas: int) -> float:
     """GPUs that each replica asks Ray for: one, or an equal share of those that are free.
 
     Raises:
-        BackendUnavailableError: None is free; Ray would wait for one without end.
+        BackendUnavailableError: That many do not fit; Ray would wait for them without end.
     """
-    whole = int(free)
-    if whole < 1:
-        raise BackendUnavailableError(
-            "the generator runs on a GPU and Ray has none free: free one, start Ray where there is one, or --device cpu"
-        )
-    return 1.0 if replicas <= whole else 1.0 / math.ceil(replicas / whole)
+    total, free = (found.get("GPU", 0.0) for found in (ray.cluster_resources(), ray.available_resources()))
+    if whole := int(free):
+        share = 1.0 / math.ceil(replicas / whole)
+        # What is free may be parts of several GPUs: only Ray knows whether it fits.
+        group = ray.util.placement_group([{"GPU": share}] * replicas)
+        fits = group.wait(PLACEMENT_SECONDS)
+        ray.util.remove_placement_group(group)
+        if fits:
+            return share
+    raise BackendUnavailableError(
+        f"the generator runs on a GPU and of the {total:g} that Ray has none is free: "
+        "free one, start Ray where there is one, or --device cpu"
+    )
 
 
 def _connect(ray: Any, address: str | None, replicas: int, settings: EngineSettings) -> None:

@@ -124,13 +124,24 @@ def _one_gpu(options: ServerOptions) -> ServerOptions:
     if options.address is not None:
         raise UsageError(f"--device {device} names a GPU of one machine: on a cluster write --device cuda")
     number = device.removeprefix("cuda:")
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if not number.isdigit():
         raise UsageError(f"unknown device {device!r}: write cpu, cuda or cuda:1")
-    if visible and int(number) >= len(visible):
-        raise UsageError(f"--device {device}: CUDA_VISIBLE_DEVICES shows {len(visible)} of the GPUs, from cuda:0 on")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible else number
-    return msgspec.structs.replace(options, engine=msgspec.structs.replace(options.engine, device="cuda"))
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None:  # empty, it hides them all
+        visible = [name for name in shown.split(",") if name]
+        if int(number) >= len(visible):
+            raise UsageError(
+                f"--device {device}: CUDA_VISIBLE_DEVICES shows {len(visible)} of the GPUs, numbered from 0"
+            )
+        number = visible[int(number)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = number
+    return _on(options, "cuda")
+
+
+def _on(options: ServerOptions, device: str) -> ServerOptions:
+    """On that kind of device: what is chosen when the server starts holds for every version after."""
+    engine = msgspec.structs.replace(options.engine, device=device.partition(":")[0])
+    return msgspec.structs.replace(options, engine=engine)
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -155,7 +166,7 @@ class _Server:
 
         self.artifact, self.options, self.listener = artifact, options, listener
         self.log, self.metrics = Log(), Metrics()
-        self.store = VersionStore(state, lambda path: check_apart(path, options.engine))
+        self.store = VersionStore(state, lambda path: check_apart(path, self.options.engine))
         pending = options.max_pending or useful_pending(options)
         self.admission = Admission(pending, self.metrics)
         self.stop = asyncio.Event()
@@ -176,6 +187,7 @@ class _Server:
         if refusal is not None:
             self.metrics.reloads.labels("refused").inc()
             self.log("reload-refused", "error", reason=refusal, serving=version.digest)
+        self.options = _on(self.options, version.checked.device)
         replicas = RayReplicas(self.options.engine, version, self.options.replicas, self.options.address, self.metrics)
         # Only now: starting Ray puts its own handler in place of whatever was there.
         self._catch_signals()

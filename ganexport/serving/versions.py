@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,7 @@ class Version(msgspec.Struct, frozen=True):
     """One adopted version.
 
     Attributes:
-        digest: First 16 hexadecimal digits of the sha256 of the manifest (or of a lone .onnx).
+        digest: First 16 hexadecimal digits of the sha256 of the manifest (or of a lone .onnx and its weights).
         path: Of the private copy.
         adopted: Unix time.
         checked: What the check found.
@@ -105,7 +106,9 @@ class VersionStore:
         except GanExportError as error:
             if not self._history:
                 raise
-            await self._check(Path(self.current.path))
+            # Machines differ from one start to the next.
+            checked = await self._check(Path(self.current.path))
+            self._history[-1] = msgspec.structs.replace(self.current, checked=checked)
             return self.current, str(error)
 
     async def adopt(self, source: Path, *, starting: bool = False) -> Version:
@@ -133,14 +136,12 @@ class VersionStore:
             if starting:
                 shutil.rmtree(home, ignore_errors=True)
             if not home.exists():
-                folder.rename(home)
+                with writing(home):
+                    folder.rename(home)
             version = Version(digest, str(home / name if name else home), time.time(), checked)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        self._history = [v for v in self._history if v.digest != digest] + [version]
-        self._withdrawn = ""
-        self._forget()
-        self._save()
+        self._keep([v for v in self._history if v.digest != digest] + [version], withdrawn="")
         return version
 
     def roll_back(self) -> Version:
@@ -151,9 +152,8 @@ class VersionStore:
         """
         if len(self._history) < 2:
             raise UsageError("there is no earlier version to roll back to")
-        self._withdrawn = self._history.pop().digest
-        self._save()
-        self._forget()
+        *earlier, withdrawn = self._history
+        self._keep(earlier, withdrawn.digest)
         return self.current
 
     def _own(self) -> None:
@@ -179,27 +179,43 @@ class VersionStore:
                 f"{path}: cannot be read ({error}); remove it to start without earlier versions"
             ) from None
 
-    def _save(self) -> None:
-        with writing(self.root):
-            write_atomic(self.root / SAVED, msgspec.json.encode(_Saved(tuple(self._history), self._withdrawn)))
+    def _keep(self, history: list[Version], withdrawn: str) -> None:
+        """Make these the versions, once that is written down, and remove copies that will not serve again.
 
-    def _forget(self) -> None:
-        """Remove copies that will not serve again; the one just rolled back may still have requests under way."""
-        self._history = self._history[-KEPT_VERSIONS:]
-        kept = {version.digest for version in self._history} | {self._withdrawn}
+        The one just rolled back stays: it may still have requests under way.
+        """
+        history = history[-KEPT_VERSIONS:]
+        write_atomic(self.root / SAVED, msgspec.json.encode(_Saved(tuple(history), withdrawn)))
+        self._history, self._withdrawn = history, withdrawn
+        kept = {version.digest for version in history} | {withdrawn}
         for folder in self.root.iterdir():
             if _DIGEST.fullmatch(folder.name) and folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def fingerprint(source: Path) -> tuple[int, int, int] | None:
-    """Changes when what lies at ``source`` is replaced; None while nothing is there."""
-    path = source / MANIFEST if source.is_dir() else source
+def fingerprint(source: Path) -> tuple[tuple[int, int, int], ...] | None:
+    """Changes when what lies at ``source`` is replaced; None while it, or weights of a lone .onnx, cannot be seen."""
     try:
-        status = path.stat()
+        if source.is_dir():
+            return (_stamp(source / MANIFEST),)
+        own = _stamp(source)
+        return own, *(_stamp(source.parent / name) for name in _weights(source, own))
     except OSError:
         return None
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
     return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=1)
+def _weights(path: Path, _stamp: tuple[int, int, int]) -> list[str]:
+    """Files beside an ONNX file that hold weights of it; none while it is half copied."""
+    try:
+        return external_files(path)
+    except ArtifactError:
+        return []
 
 
 def _copy(source: Path, folder: Path) -> tuple[str, str]:
@@ -207,17 +223,17 @@ def _copy(source: Path, folder: Path) -> tuple[str, str]:
     with writing(folder):
         if source.is_file():
             shutil.copyfile(source, folder / source.name)
-            digest = _digest((folder / source.name).read_bytes())
-            for name in external_files(folder / source.name):
+            weights = external_files(folder / source.name)
+            for name in weights:
                 _copy_within(source.parent, folder, name, "weights of the ONNX file")
-            return digest, source.name
+            return _digest(folder, source.name, *weights), source.name
     artifact = Artifact(source)
     names = [MANIFEST, *(name for f in artifact.manifest.files for name in (f.path, *f.companions))]
     if artifact.manifest.golden_sha256:
         names.append(GOLDEN)
     for name in names:
         _copy_within(source, folder, name, "named in the manifest")
-    return _digest((folder / MANIFEST).read_bytes()), ""
+    return _digest(folder, MANIFEST), ""
 
 
 def _copy_within(source: Path, folder: Path, name: str, what: str) -> None:
@@ -232,5 +248,11 @@ def _copy_within(source: Path, folder: Path, name: str, what: str) -> None:
         shutil.copyfile(origin, copy)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+def _digest(folder: Path, *names: str) -> str:
+    """Of what the files hold, one after the other."""
+    content = hashlib.sha256()
+    for name in names:
+        with (folder / name).open("rb") as stream:
+            while block := stream.read(1 << 20):
+                content.update(block)
+    return content.hexdigest()[:16]

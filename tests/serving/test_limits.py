@@ -146,6 +146,9 @@ def test_slow_clients_do_not_keep_others_waiting(make_local, artifact) -> None:
     [connection.close() for connection in slow]
 
 
+POST = "POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
 class Large(Slow):
     """Answers with more than the buffers between two sockets hold."""
 
@@ -160,7 +163,7 @@ def test_a_slow_reader_is_waited_for_and_one_that_stopped_is_not(make_local, art
     monkeypatch.setattr(GuardedProtocol, "write_seconds", 0.3)
     server = make_local(artifact, replicas=Large())
     body = b'{"seed": 1}'
-    head = f"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"{POST}Content-Length: {len(body)}"
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         connection.settimeout(10)
@@ -177,6 +180,36 @@ def test_a_slow_reader_is_waited_for_and_one_that_stopped_is_not(make_local, art
         except ConnectionResetError:
             pass
     assert (received > Large.size) is reads
+
+
+def test_a_reader_that_stops_just_before_the_end_is_cut_off(make_local, artifact, monkeypatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "write_seconds", 0.3)
+    replicas = Large()
+    server = make_local(artifact, replicas=replicas)
+    server.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 << 10)
+
+    def stalled() -> Any:
+        """A connection that was asked for an answer, and the server's end of it."""
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(POST.encode() + b"Content-Length: 11\r\n\r\n" + b'{"seed": 1}')
+        time.sleep(0.2)
+        (there,) = server.server.server_state.connections
+        return connection, there.transport
+
+    first, transport = stalled()
+    kernel = Large.size - transport.get_write_buffer_size()  # what the kernels take
+    first.close()
+    time.sleep(0.2)
+    replicas.size = kernel + (30 << 10)
+    second, transport = stalled()
+    assert 0 < transport.get_write_buffer_size() < 64 << 10
+    deadline = time.monotonic() + 5
+    while server.server.server_state.connections:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second.close()
 
 
 def hostile_value(random_: random.Random, depth: int = 0) -> Any:

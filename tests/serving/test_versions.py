@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import shutil
 import socket
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
+import numpy as np
 import onnx
 import pytest
 from serving_helpers import make_artifact
 
-from ganexport.errors import ArtifactError, BackendUnavailableError, GanExportError, OutputError, UsageError
+from ganexport.errors import ArtifactError, GanExportError, OutputError, UsageError
 from ganexport.runtime._onnx_file import external_files
 from ganexport.serving.engine import EngineSettings
 from ganexport.serving.loading import Checked, check
 from ganexport.serving.metrics import Log
-from ganexport.serving.replicas import gpu_share
-from ganexport.serving.server import ServerOptions, _one_gpu, _Server
-from ganexport.serving.versions import Version, VersionStore
+from ganexport.serving.server import ServerOptions, _Server
+from ganexport.serving.versions import Version, VersionStore, fingerprint
 
 
 async def checked(path: Path) -> Checked:
@@ -178,76 +178,100 @@ def test_weights_outside_the_folder_of_a_lone_onnx_are_not_read(tmp_path: Path) 
         start(tmp_path / "state", tmp_path / "lone" / "a.onnx")
 
 
-class _Store:
-    """Fails twice as a machine fails, then adopts."""
+def test_weights_that_change_beside_the_same_lone_onnx_are_a_newer_version(tmp_path: Path) -> None:
+    """Exported again after training, often only they differ."""
+    made = make_artifact(tmp_path / "artifact", labels=False).path / "generator.onnx"
+    lone, weights = tmp_path / "lone.onnx", tmp_path / "lone.data"
+    onnx.save(onnx.load(made), lone, save_as_external_data=True, location=weights.name, size_threshold=1024)
+    opened = store(tmp_path / "state")
+    first, before = asyncio.run(opened.adopt(lone)), fingerprint(lone)
+    weights.write_bytes((-np.fromfile(weights, np.float32)).tobytes())
+    assert None not in (before, fingerprint(lone))
+    assert fingerprint(lone) != before
+    second = asyncio.run(opened.adopt(lone))
+    assert second.digest != first.digest
+    assert (Path(second.path).parent / weights.name).read_bytes() == weights.read_bytes()
+    weights.unlink()
+    assert fingerprint(lone) is None  # as while an artifact is being replaced
 
-    def __init__(self, version: Version) -> None:
-        self.current = version
-        self.failures: list[Exception] = [OSError(28, "No space left on device"), ArtifactError("half copied")]
-        self.adopted = 0
 
-    async def adopt(self, source: Path) -> Version:
-        if self.failures:
-            raise self.failures.pop(0)
-        self.adopted += 1
-        return self.current
+def test_a_place_that_cannot_be_looked_at_is_no_newer_version(tmp_path: Path) -> None:
+    assert fingerprint(tmp_path / "none") is None
+    assert fingerprint(tmp_path / ("n" * 300)) is None  # as on a file system that went away: an error, not "no"
+
+
+def test_what_cannot_be_written_down_changes_nothing(places) -> None:
+    source, state = places
+    opened, first, _ = start(state, source)
+    make_artifact(source, seed=1)
+    second = asyncio.run(opened.adopt(source))
+    (state / "versions.json").unlink()
+    (state / "versions.json" / "in the way").mkdir(parents=True)
+    make_artifact(source, seed=2)
+    with pytest.raises(OutputError):
+        asyncio.run(opened.adopt(source))
+    assert opened.history == (first, second)
+    with pytest.raises(OutputError):
+        opened.roll_back()
+    assert opened.history == (first, second)
+    assert all(Path(version.path).exists() for version in opened.history)
+
+
+def test_an_earlier_version_serves_as_this_machine_runs_it(places) -> None:
+    source, state = places
+    opened, *_ = start(state, source)
+    stop(opened)
+    (source / "generator.onnx").write_bytes(b"broken")
+
+    async def elsewhere(path: Path) -> Checked:
+        return msgspec.structs.replace(await checked(path), runtime="another")
+
+    opened = VersionStore(state, elsewhere)
+    version, refusal = asyncio.run(opened.start(source))
+    assert refusal
+    assert version.checked.runtime == opened.current.checked.runtime == "another"
 
 
 def test_the_watcher_outlives_any_failure_and_tries_again(places, monkeypatch) -> None:
     source, state = places
-    opened, version, _ = start(state, source)
-    monkeypatch.setattr("ganexport.serving.server.RETRY_FIRST", 0.02)
+    failures: list[Exception] = [OSError(12, "Cannot allocate memory")]
 
-    async def watch() -> _Server:
-        options = ServerOptions(reload=0.01)
-        server = _Server(source, options, state, socket.socket())
-        server.store = _Store(version)
-        server.gateway = SimpleNamespace(refusal=None)
-        server.log = Log(io.StringIO())
-        server._seen = (0, 0, 0)  # something else lies there now
+    async def check_in_want(path: Path) -> Checked:
+        if failures:
+            raise failures.pop()
+        return await checked(path)
+
+    async def watch() -> list[str]:
+        server = _Server(source, ServerOptions(reload=0.01), state, socket.socket())
+        server.store, server.gateway, server.log = opened, SimpleNamespace(refusal=None), Log(io.StringIO())
+        server._seen = fingerprint(source)
+        # The manifest is there before the rest, which leaves no trace at it.
+        make_artifact(source, seed=1)
+        whole = (source / "generator.onnx").read_bytes()
+        (source / "generator.onnx").write_bytes(whole[:500])
         watching = asyncio.create_task(server._watch_artifact())
-        reasons = []
+        reasons: list[str] = []
         for _ in range(500):
             await asyncio.sleep(0.01)
             if server.gateway.refusal not in (None, *reasons):
                 reasons.append(server.gateway.refusal)
-            if server.store.adopted:
+            if len(reasons) == 2:
+                (source / "generator.onnx").write_bytes(whole)
+            if opened.current != first:
                 break
         await asyncio.sleep(0.1)
         assert not watching.done()
-        assert reasons == ["OSError: [Errno 28] No space left on device", "half copied"]
+        assert server.gateway.refusal is None
         watching.cancel()
-        return server
+        server.listener.close()
+        return reasons
 
-    server = asyncio.run(watch())
-    assert server.store.adopted == 1  # and what was adopted is not adopted again
-    assert server.gateway.refusal is None
-    server.listener.close()
+    opened, first, _ = start(state, source)
+    opened._check = check_in_want
+    monkeypatch.setattr("ganexport.serving.server.RETRY_FIRST", 0.05)
+    reasons = asyncio.run(watch())
+    assert reasons[0] == "OSError: [Errno 12] Cannot allocate memory"
+    assert "sha256" in reasons[1]
+    # What was adopted is not adopted again.
+    assert [version.digest for version in opened.history] == [first.digest, opened.current.digest]
     stop(opened)
-
-
-@pytest.mark.parametrize(
-    ("replicas", "free", "each"), [(1, 1.0, 1.0), (2, 1.0, 0.5), (3, 2.0, 0.5), (2, 4.0, 1.0), (3, 1.9, 1 / 3)]
-)
-def test_replicas_share_the_gpus_there_are(replicas: int, free: float, each: float) -> None:
-    assert gpu_share(replicas, free) == pytest.approx(each)
-
-
-def test_without_a_free_gpu_nothing_waits_for_one() -> None:
-    with pytest.raises(BackendUnavailableError, match="Ray has none free"):
-        gpu_share(1, 0.0)
-
-
-def test_a_numbered_gpu_becomes_the_only_one_that_is_seen(monkeypatch) -> None:
-    def narrowed(device: str, **options) -> str | None:
-        return _one_gpu(ServerOptions(engine=EngineSettings(device=device), **options)).engine.device
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert narrowed("cpu") == "cpu"
-    assert narrowed("cuda") == "cuda"
-    with pytest.raises(UsageError, match="shows 2 of the GPUs"):
-        narrowed("cuda:2")
-    with pytest.raises(UsageError, match="on a cluster write --device cuda"):
-        narrowed("cuda:1", address="10.0.0.1:6379")
-    assert narrowed("cuda:1") == "cuda"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
