@@ -49,7 +49,10 @@ def external_files(path: Path) -> list[str]:
     Raises:
         ArtifactError: Not a protobuf file.
     """
-    return _mapped(path, _external_files)
+    names = _mapped(path, _external_files)
+    if any("\0" in name for name in names):
+        raise ArtifactError(f"{path}: not an ONNX file (a file name with a zero byte)")
+    return names
 
 
 def _external_files(view: memoryview) -> list[str]:

@@ -166,16 +166,19 @@ def test_a_lone_onnx_brings_the_weights_beside_it(tmp_path: Path, missing: bool)
         start(tmp_path / "state", lone)
 
 
-def test_weights_outside_the_folder_of_a_lone_onnx_are_not_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "says"), [(b"../key", "a link that leaves its folder"), (b"\0.data", "a file name with a zero byte")]
+)
+def test_weights_outside_the_folder_of_a_lone_onnx_are_not_read(tmp_path: Path, name: bytes, says: str) -> None:
     made = make_artifact(tmp_path / "artifact", labels=False).path / "generator.onnx"
     (tmp_path / "lone").mkdir()
-    model = onnx.load(made)
-    onnx.save(model, tmp_path / "lone" / "a.onnx", save_as_external_data=True, location="a.data", size_threshold=0)
-    content = (tmp_path / "lone" / "a.onnx").read_bytes().replace(b"a.data", b"../key")
-    (tmp_path / "lone" / "a.onnx").write_bytes(content)
+    lone = tmp_path / "lone" / "a.onnx"
+    onnx.save(onnx.load(made), lone, save_as_external_data=True, location="a.data", size_threshold=0)
+    lone.write_bytes(lone.read_bytes().replace(b"a.data", name))
     (tmp_path / "key").write_bytes(b"secret")
-    with pytest.raises(ArtifactError, match="a link that leaves its folder"):
-        start(tmp_path / "state", tmp_path / "lone" / "a.onnx")
+    fingerprint(lone)  # the watcher goes on
+    with pytest.raises(ArtifactError, match=says):
+        start(tmp_path / "state", lone)
 
 
 def test_weights_that_change_beside_the_same_lone_onnx_are_a_newer_version(tmp_path: Path) -> None:
