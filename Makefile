@@ -7,16 +7,6 @@ STAGE ?= all
 # GANEXPORT_GPU_DEADLINE: seconds after which `make gpu` starts nothing new.
 GANEXPORT_GPU_DEADLINE ?= 540
 
-# Every folder of tests/ gets a process of its own: torch, TensorRT, OpenVINO and ONNX Runtime bring thread pools and
-# allocators of their own, and what one of them leaves behind must not decide about the tests of another.
-TEST_PARTS := $(filter-out tests/gpu/ tests/__pycache__/,$(wildcard tests/*/))
-define pytest_each
-failed=""; for part in $(TEST_PARTS) "$(wildcard tests/test_*.py)"; do \
-  echo "== $$part"; $(BIN)/python -m pytest $(1) $$part || failed="$$failed $$part"; \
-done; \
-if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
-endef
-
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint format bench gpu clean
 
@@ -49,10 +39,10 @@ demo: $(VENV)/.installed ## Train on real MNIST, convert, verify, generate, benc
 	@echo "  $(BIN)/ganexport recipes"
 
 test: $(VENV)/.installed ## Run all tests but the long trainings
-	@$(call pytest_each,)
+	@tests/run.sh $(BIN)/python
 
 test-slow: $(VENV)/.installed ## Run the long trainings and full matrices too
-	@$(call pytest_each,-m "slow or not slow")
+	@tests/run.sh $(BIN)/python -m "slow or not slow"
 
 lint: $(VENV)/.installed ## Check style, types and formatting
 	$(BIN)/ruff check .
