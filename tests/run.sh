@@ -15,6 +15,7 @@ export failed
 trap 'rm -f "$failed"' EXIT
 
 part() {
+  set -o pipefail # a child of xargs does not inherit it
   local folder=$1
   shift
   # shellcheck disable=SC2086 # a pattern of files is to be expanded
