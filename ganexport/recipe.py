@@ -70,6 +70,7 @@ class Training(Section, frozen=True, kw_only=True):
             refused by architectures with one of their own: stylegan2 and r3gan).
         precision: "fp32", "tf32", "bf16" or "fp16" (autocast; weights stay fp32).
         compile: "off" or a mode of torch.compile.
+        cuda_graphs: Replay each update as one CUDA graph, compiled or not; needs a GPU.
         memory_format: "contiguous" or "channels_last".
         device: "auto" takes CUDA where there is a GPU.
         threads: CPU threads inside an operation; 0 takes one a core.
@@ -85,6 +86,7 @@ class Training(Section, frozen=True, kw_only=True):
     initialization: Literal["default", "normal"] = "default"
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: Literal["off", "default", "reduce-overhead", "max-autotune", "aot_eager"] = "off"
+    cuda_graphs: bool = False
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0

@@ -32,13 +32,20 @@ FREE = (
     "data.source",  # the images are compared by their digest instead
     "data.workers",
     "training.device",
+    "training.cuda_graphs",
     "training.checkpoint_every",
     "training.keep",
     "guard.",
     "logging.",
 )
 #: What ``--tune`` chooses.
-TUNED = ("training.precision", "training.compile", "training.memory_format", "training.threads")
+TUNED = (
+    "training.precision",
+    "training.compile",
+    "training.cuda_graphs",
+    "training.memory_format",
+    "training.threads",
+)
 TUNING_FILE = "tuning.json"
 LOCK = ".lock"
 

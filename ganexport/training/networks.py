@@ -101,6 +101,7 @@ class Networks:
             regularizers,
             precision=recipe.training.precision,
             compile=recipe.training.compile,
+            cuda_graphs=recipe.training.cuda_graphs,
             loss_scale_d=self.d_scaler,
             loss_scale_g=self.g_scaler,
             seed=(self.seed + group.rank * 0x9E3779B1) % 2**63,

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ganexport.errors import RecipeError
+from ganexport.errors import RecipeError, UsageError
 from ganexport.kernels.gradient_penalty import interpolate, make_rng_state
 from ganexport.objectives.regularizers._convolution import teach_compiler
 from ganexport.objectives.regularizers._options import scores_and_gradient
 from ganexport.training import precision as precisions
+from ganexport.training.replay import CudaGraph, Updates
 
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "aot_eager")
+_WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 Metrics = dict[str, Tensor]
 
@@ -39,6 +41,8 @@ class TrainingStep:
         regularizers: Pairs of a module of :data:`ganexport.objectives.regularizers.REGULARIZERS` and its options.
         precision: "fp32", "tf32", "bf16" or "fp16".
         compile: "off", a mode of ``torch.compile``, or "aot_eager" (captured and differentiated, not lowered).
+        cuda_graphs: Capture each kind of update, compiled or not, and replay it; torch.compile makes no graphs of its
+            own then.
         loss_scale_d: ``GradScaler`` of the discriminator, for fp16.
         loss_scale_g: ``GradScaler`` of the generator, for fp16.
         seed: Of the interpolation between real and generated images.
@@ -48,7 +52,7 @@ class TrainingStep:
 
     Raises:
         RecipeError: A combination that cannot be right, with the reason.
-        UsageError: A precision that the device does not have.
+        UsageError: A precision, or CUDA graphs, that the device does not have.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class TrainingStep:
         *,
         precision: str = "fp32",
         compile: str = "off",  # noqa: A002 - the recipe's word
+        cuda_graphs: bool = False,
         loss_scale_d: Any = None,
         loss_scale_g: Any = None,
         seed: int = 0,
@@ -71,11 +76,15 @@ class TrainingStep:
         self.penalties = [(module, options) for module, options in regularizers if hasattr(module, "penalty")]
         self.clippings = [(module, options) for module, options in regularizers if hasattr(module, "after_update")]
         self.precision = precision
-        self.compile = compile
+        self.compile = _WITHOUT_GRAPHS.get(compile, compile) if cuda_graphs else compile
         self.scalers = {"discriminator": loss_scale_d, "generator": loss_scale_g}
         self.device = next(discriminator.parameters()).device
         self.rng_state = make_rng_state(seed, self.device)
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        if cuda_graphs and self.device.type != "cuda":
+            raise UsageError(f"training.cuda_graphs: needs a GPU, the device is {self.device}; leave it off")
+        self._updates = Updates(lambda: CudaGraph(self.device)) if cuda_graphs else None
+        self._parameters = {name: list(network.parameters()) for name, network in self.networks.items()}
         precisions.apply(precision, self.device)
         if self.penalties:
             refuse_batch_norm(discriminator)
@@ -110,9 +119,23 @@ class TrainingStep:
         active = tuple(
             index for index, (_, options) in enumerate(self.penalties) if step % options.interval == 0
         )  # which penalties are due
+
+        def update(real: Tensor, inputs: dict[str, Tensor], labels: Tensor | None, epsilon: Tensor | None) -> Metrics:
+            return self._discriminator_update(active, real, inputs, labels, epsilon)
+
+        return self._run_update("discriminator", active, update, real, dict(inputs), labels, epsilon)
+
+    def _discriminator_update(
+        self,
+        active: tuple[int, ...],
+        real: Tensor,
+        inputs: dict[str, Tensor],
+        labels: Tensor | None,
+        epsilon: Tensor | None,
+    ) -> Metrics:
         self._begin()
         with torch.no_grad():
-            fake = precisions.full(self._run("generate", self._generate, dict(inputs)))
+            fake = precisions.full(self._run("generate", self._generate, inputs))
             fake_labels = inputs.get("labels") if labels is not None else None
             points = {index: self._points(self.penalties[index], real, fake, epsilon) for index in active}
         metrics = self._run(
@@ -250,14 +273,17 @@ class TrainingStep:
         Returns:
             Detached scalars: "loss", "fake_score".
         """
-        discriminator = self.networks["discriminator"]
         if not getattr(self.loss, "NEEDS_REAL", False):
             real = None
+        return self._run_update("generator", (), self._generator_update, real, dict(inputs), labels)
+
+    def _generator_update(self, real: Tensor | None, inputs: dict[str, Tensor], labels: Tensor | None) -> Metrics:
+        discriminator = self.networks["discriminator"]
         self._begin()
         trained = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
         discriminator.requires_grad_(False)
         try:
-            metrics = self._run("generator", self._generator_loss, real, dict(inputs), labels)
+            metrics = self._run("generator", self._generator_loss, real, inputs, labels)
             self._backward("generator", metrics["loss"])
         finally:
             for parameter in trained:  # frozen ones stay frozen
@@ -279,6 +305,13 @@ class TrainingStep:
         return images
 
     # ---- both ---------------------------------------------------------------------------------
+
+    def _run_update(
+        self, name: str, active: tuple[int, ...], update: Callable[..., Metrics], *arguments: Any
+    ) -> Metrics:
+        if self._updates is None:
+            return update(*arguments)
+        return self._updates.run((name, active), self._parameters[name], update, *arguments)
 
     def _run(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         if self.compile == "off":

@@ -65,11 +65,20 @@ def test_the_kernel_is_what_training_uses() -> None:
     assert why_not_cuda() == ""
 
 
+#: Of torch.compile, of whole updates launched by eager code, and of compiled whole updates.
+GRAPHS = {
+    "reduce-overhead": {"compile": "reduce-overhead"},
+    "replayed": {"cuda_graphs": True},
+    "compiled, replayed": {"compile": "default", "cuda_graphs": True},
+}
+
+
+@pytest.mark.parametrize("graphs", GRAPHS)
 @pytest.mark.parametrize("case", CASES)
-def test_graphs_train_what_eager_trains(case: str) -> None:
-    wanted = losses(trainer(recipe(case)), 6)
-    graphed = trainer(recipe(case, compile="reduce-overhead"))
-    found = losses(graphed, 4)
+def test_graphs_train_what_eager_trains(case: str, graphs: str) -> None:
+    wanted = losses(trainer(recipe(case)), 7)
+    graphed = trainer(recipe(case, **GRAPHS[graphs]))
+    found = losses(graphed, 5)  # a lazy penalty's update is captured at its third turn, in step 5
     torch._dynamo.config.error_on_recompile = True
     try:
         found += losses(graphed, 2)
@@ -79,19 +88,21 @@ def test_graphs_train_what_eager_trains(case: str) -> None:
     assert graphed.networks.finite()
 
 
+@pytest.mark.parametrize("graphs", GRAPHS)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_under_graphs_stays_near_fp32(precision: str) -> None:
+def test_low_precision_under_graphs_stays_near_fp32(precision: str, graphs: str) -> None:
     wanted = losses(trainer(recipe("lazy R1")), 10)
-    low = trainer(recipe("lazy R1", compile="reduce-overhead", precision=precision, memory_format="channels_last"))
+    low = trainer(recipe("lazy R1", **GRAPHS[graphs], precision=precision, memory_format="channels_last"))
     found = losses(low, 10)
     assert all(math.isfinite(value) for value in found)
     assert found[:2] == pytest.approx(wanted[:2], rel=2e-2, abs=2e-2)
     assert low.networks.finite()
 
 
-def test_an_update_does_not_wait_for_the_device() -> None:
-    one = trainer(recipe("lazy R1"))
-    losses(one, 2)
+@pytest.mark.parametrize("graphs", [False, True])
+def test_an_update_does_not_wait_for_the_device(graphs: bool) -> None:
+    one = trainer(recipe("lazy R1", cuda_graphs=graphs))
+    losses(one, 6)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -106,10 +117,11 @@ def test_the_tuner_finds_settings() -> None:
     chosen = tuner.run()
     assert chosen.step_ms is not None
     assert {"fp32", "tf32", "bf16"} <= {row.settings.precision for row in tuner.rows if row.step_ms is not None}
+    assert any(row.settings.cuda_graphs and row.step_ms is not None for row in tuner.rows)
 
 
 def test_a_run_is_interrupted_and_goes_on(tmp_path: Path) -> None:
-    sets = ["training.device='cuda'", "training.compile='reduce-overhead'", "training.precision='bf16'"]
+    sets = ["training.device='cuda'", "training.cuda_graphs=true", "training.precision='bf16'"]
     first = train(str(tiny.write(tmp_path)), data="mnist-10k", out=tmp_path / "run", sets=[*sets, "training.steps=20"])
     assert first.finished
     assert (tmp_path / "run" / "samples" / "00000020.png").is_file()
