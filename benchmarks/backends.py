@@ -35,9 +35,21 @@ MODELS: dict[str, tuple[int, ...]] = {
 }
 #: torch's own ways (the strongest with CUDA graphs) and files, each with its precisions.
 TORCH = {"eager": ("fp32", "tf32", "fp16"), "compile-max-autotune": ("fp16",)}
-FILES = {"torchscript": ("fp32",), "onnxruntime": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
+FILES = {
+    "torchscript": ("fp32",),
+    "onnxruntime": ("fp32", "fp16"),
+    "onnxruntime+graph": ("fp32", "fp16"),
+    "onnxruntime+graph+nhwc": ("fp16",),
+    "aoti": ("fp16",),
+    "tensorrt": ("fp32", "fp16"),
+}
+#: Settings of those that are a backend in another way.
+SETTINGS = {
+    "onnxruntime+graph": {"cuda_graph": True},
+    "onnxruntime+graph+nhwc": {"cuda_graph": True, "nhwc": True},
+}
 #: What is converted, a process each: formats by precision, those between commas together.
-CONVERSIONS = {"fp32": ("onnx,torchscript", "trt"), "fp16": ("onnx", "trt")}
+CONVERSIONS = {"fp32": ("onnx,torchscript", "trt"), "fp16": ("onnx", "aoti", "trt")}
 ROUNDS = 4
 
 
@@ -145,13 +157,15 @@ def _convert(model: str, precision: str, target: str, *kinds: str) -> int:
     from ganexport.errors import GanExportError
     from ganexport.export.convert import convert
 
-    source = f"benchmarks._models:{FACTORIES[model].__name__}"
+    factory = f"benchmarks._models:{FACTORIES[model].__name__}"
     for kind in kinds:
+        compiled = kind == "aoti"  # from the module, for this GPU
+        source = target if Path(target, "manifest.json").is_file() and not compiled else factory
+        options: dict[str, Any] = {"device": "cuda"} if compiled else {}
         try:
-            convert(source, to=kind.split(","), output=target, precision=precision, verify_budget=5.0)
+            convert(source, to=kind.split(","), output=target, precision=precision, verify_budget=5.0, **options)
         except (GanExportError, ImportError, RuntimeError) as error:
             say(f"error: to {kind}: {' '.join(str(error).split())[:300]}")
-        source = target if Path(target, "manifest.json").is_file() else source
     return 0
 
 
@@ -215,10 +229,27 @@ def _candidates(model: str, artifacts: Sequence[str], cpu: bool) -> list[Any]:
             name = f"{mode} {precision}" + ("" if cpu else " cuda")
             found.append(Candidate(name, "benchmarks.backends:open_torch", arguments, about))
     for artifact in artifacts:
-        backends = [name for name in _wanted(cpu) if name in FILES]
-        files = find_candidates([artifact], backends=backends, devices=(device,))
-        found += [c for c in files if c.about.get("precision") in _wanted(cpu).get(c.about["backend"], ())]
+        ways = [name for name in _wanted(cpu) if name in FILES]
+        backends = sorted({name.partition("+")[0] for name in ways})
+        for candidate in find_candidates([artifact], backends=backends, devices=(device,)):
+            found += [
+                _with(candidate, way)
+                for way in ways
+                if way.partition("+")[0] == candidate.about["backend"]
+                and candidate.about["precision"] in _wanted(cpu)[way]
+            ]
     return found
+
+
+def _with(candidate: Any, way: str) -> Any:
+    """A candidate under the settings of a way to run it, and its name."""
+    import msgspec
+
+    if way not in SETTINGS:
+        return candidate
+    settings = candidate.arguments.get("settings", {}) | SETTINGS[way]
+    name = candidate.name.replace(candidate.about["backend"], way, 1)
+    return msgspec.structs.replace(candidate, name=name, arguments=candidate.arguments | {"settings": settings})
 
 
 def _one(
@@ -270,7 +301,7 @@ def _one(
     for row in results.rows:
         backend = row["candidate"]["name"].partition(" ")[0]
         if row["conditions"]["model"] == model and row.get("unavailable") == NOT_RUN and backend in FILES:
-            row["unavailable"] = BACKENDS.load(backend).RUNNER.unavailable() or NOT_RUN
+            row["unavailable"] = BACKENDS.load(backend.partition("+")[0]).RUNNER.unavailable() or NOT_RUN
     for note in conductor.notes:
         results.note(f"{model}: {note}")
     for row in results.rows:

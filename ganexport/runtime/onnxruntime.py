@@ -15,6 +15,7 @@ from ganexport.environment import quota_threads
 from ganexport.errors import ArtifactError, BackendUnavailableError, UsageError
 from ganexport.runtime._dlpack import CUDA as CUDA_DEVICE
 from ganexport.runtime._dlpack import Place
+from ganexport.runtime._onnxruntime_cuda import Binding, GraphBinding, can_graph
 from ganexport.runtime.base import (
     Array,
     Feeds,
@@ -38,6 +39,8 @@ SETTINGS = {
     "spinning": Setting(bool, "threads wait by spinning: faster on idle cores, wasteful on shared ones"),
     "optimization": Setting(str, "graph optimisation", tuple(_LEVELS)),
     "tf32": Setting(bool, "on CUDA: products of float32 in TF32, faster and as exact as float16"),
+    "cuda_graph": Setting(bool, "on CUDA: replay a captured CUDA graph for shapes seen before"),
+    "nhwc": Setting(bool, "on CUDA: convolutions with channels last"),
 }
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 #: What the CUDA provider of a build for CUDA 12 or 13 needs, in the order of loading.
@@ -71,7 +74,7 @@ class OnnxRuntimeRunner(Runner):
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     settings: ClassVar[Mapping[str, Setting]] = SETTINGS
 
-    def __init__(self, session: Any, spec: GeneratorSpec, cuda: int | None) -> None:
+    def __init__(self, session: Any, spec: GeneratorSpec, cuda: int | None, *, graphs: bool = False) -> None:
         super().__init__()
         import onnxruntime
 
@@ -84,7 +87,11 @@ class OnnxRuntimeRunner(Runner):
         self._names = [output.name for output in session.get_outputs()]
         self._feeds: Mapping[str, Array] = {}
         self._outputs: list[Array] = []
-        self._binding = None if cuda is None else session.io_binding()
+        self._binding: Binding | GraphBinding | None = None
+        if cuda is not None:
+            self._binding = (
+                GraphBinding(session, self._names, cuda, spec) if graphs else Binding(session, self._names, cuda)
+            )
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -115,11 +122,16 @@ class OnnxRuntimeRunner(Runner):
     ) -> Self:
         """An ONNX file. Without a device: CUDA where this build has it and a GPU."""
         cuda = _choose_cuda(device, device_index(device))
+        graphs = cuda is not None and settings.get("cuda_graph", False)
+        if graphs and not can_graph(spec):
+            raise UsageError(
+                f"{path}: setting cuda_graph needs outputs whose sizes follow from the inputs'; leave it off"
+            )
         session = open_session(path, settings, cuda, narrow_weights=requires.get(INT8_WEIGHTS) == "7 bits")
         if cuda is not None and CUDA not in session.get_providers():
             raise BackendUnavailableError(f"onnxruntime could not start its {CUDA} here; use device cpu")
         check_signature(spec, signature(session.get_inputs()), signature(session.get_outputs()), path)
-        return cls(session, spec, cuda)
+        return cls(session, spec, cuda, graphs=graphs)
 
     def run_checked(self, checked: Mapping[str, Array]) -> dict[str, Array]:
         """Sessions on the CPU are thread-safe: calls run side by side, without a lock."""
@@ -142,15 +154,10 @@ class OnnxRuntimeRunner(Runner):
         self._feeds = dict(feeds)
         if self._binding is None:
             return
-        import onnxruntime
-
-        self._binding.clear_binding_inputs()
-        self._binding.clear_binding_outputs()
-        for name, array in feeds.items():
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", self._cuda)
-            self._binding.bind_ortvalue_input(name, value)
-        for name in self._names:
-            self._binding.bind_output(name, "cuda", self._cuda)
+        try:
+            self._binding.prepare(feeds)
+        except Exception as error:  # noqa: BLE001 - as in _call
+            raise _run_error(error) from None
 
     def launch(self) -> None:
         """Run the session on what was prepared."""
@@ -158,18 +165,18 @@ class OnnxRuntimeRunner(Runner):
             self._outputs = self._call(self._session, self._feeds)
             return
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._binding.launch()
         except Exception as error:  # noqa: BLE001 - as in _call
             raise _run_error(error) from None
 
     def synchronize(self) -> None:
         """Wait for the device (the CPU is done when ``launch`` returns)."""
         if self._binding is not None:
-            self._binding.synchronize_outputs()
+            self._binding.synchronize()
 
     def fetch(self) -> dict[str, Array]:
         """The outputs of the last launch."""
-        outputs = self._outputs if self._binding is None else self._binding.copy_outputs_to_cpu()
+        outputs = self._outputs if self._binding is None else self._binding.fetch()
         return dict(zip(self._names, outputs, strict=True))
 
     def places(self) -> dict[str, Place]:
@@ -178,7 +185,7 @@ class OnnxRuntimeRunner(Runner):
             return super().places()
         assert self._cuda is not None
         found = {}
-        for name, value in zip(self._names, self._binding.get_outputs(), strict=True):
+        for name, value in zip(self._names, self._binding.values(), strict=True):
             dtype = _DTYPES.get(value.data_type(), value.data_type().removeprefix("tensor(").removesuffix(")"))
             found[name] = Place(value.data_ptr(), tuple(value.shape()), dtype, (CUDA_DEVICE, self._cuda), value)
         return found
@@ -280,7 +287,12 @@ def exact_session(model: str | bytes, options: Any) -> Any:
 
 def _cuda_options(settings: Mapping[str, Any], cuda: int) -> dict[str, Any]:
     # TF32 has fp16's mantissa: a file called fp32 must not use it behind the user's back.
-    return {"device_id": cuda, "use_tf32": int(settings.get("tf32", False))}
+    return {
+        "device_id": cuda,
+        "use_tf32": int(settings.get("tf32", False)),
+        "enable_cuda_graph": int(settings.get("cuda_graph", False)),
+        "prefer_nhwc": int(settings.get("nhwc", False)),
+    }
 
 
 @functools.cache

@@ -161,13 +161,19 @@ def test_onnxruntime_on_cuda_or_a_clear_refusal(artifact, reference):
         with pytest.raises(BackendUnavailableError, match="pip install onnxruntime-gpu"):
             ganexport.load(artifact, "onnxruntime", "cuda")
         return
-    for settings, limit in (({}, 1e-3), ({"tf32": True}, 2e-2)):
+    graphs = {"cuda_graph": True}
+    for settings, limit in (({}, 1e-3), (graphs, 1e-3), (graphs | {"nhwc": True}, 1e-3), ({"tf32": True}, 2e-2)):
         with ganexport.load(artifact, "onnxruntime", "cuda", settings=settings) as loaded:
             assert loaded.device == "cuda:0"
-            for batch in (1, 8, 3, 64):
+            for batch in (1, 8, 3, 64, 1, 8, 3, 64, *range(10, 30), 8):
                 feeds = ganexport.latents(reference.spec, 3, batch, batch)
                 assert np.abs(loaded.run(feeds)["image"] - reference.run(feeds)["image"]).max() < limit
-    with ganexport.load(artifact, "onnxruntime", "cuda") as loaded:
+    for settings in ({}, graphs):
+        check_used_by_threads(artifact, settings)
+
+
+def check_used_by_threads(artifact, settings):
+    with ganexport.load(artifact, "onnxruntime", "cuda", settings=settings) as loaded:
         check_lent(loaded)
         wanted = [loaded.generate(9, seed=seed) for seed in range(5)]
         with ThreadPoolExecutor(10) as pool:
