@@ -253,6 +253,5 @@ def _digest(folder: Path, *names: str) -> str:
     content = hashlib.sha256()
     for name in names:
         with (folder / name).open("rb") as stream:
-            while block := stream.read(1 << 20):
-                content.update(block)
+            hashlib.file_digest(stream, lambda: content)  # adds to it
     return content.hexdigest()[:16]
