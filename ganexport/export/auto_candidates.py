@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +14,7 @@ from ganexport.build.openvino_wide import keep_vectors_wide
 from ganexport.build.options import BuildOptions
 from ganexport.build.quantize import int8_weights
 from ganexport.build.rewrites import rewrite
+from ganexport.environment import usable_cores
 from ganexport.errors import GanExportError
 from ganexport.runtime import BACKENDS
 from ganexport.spec import GeneratorSpec
@@ -78,16 +78,11 @@ class Option(msgspec.Struct, frozen=True, omit_defaults=True):
     unavailable: str = ""
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def with_threads(option: Option) -> Iterator[Option]:
     """The candidate with fewer threads than all cores: half of them, and one."""
     if "threads" not in option.settings:
         return
-    for threads in sorted({1, cores() // 2} - {0, cores()}):
+    for threads in sorted({1, usable_cores() // 2} - {0, usable_cores()}):
         changed = {**option.settings, "threads": threads}
         yield msgspec.structs.replace(option, name=f"{option.name}, {threads} threads", settings=changed)
 
@@ -137,7 +132,7 @@ class _Builder:
 
     def onnxruntime(self) -> Iterator[Option]:
         """fp32 as it is, fp32 rewritten, int8."""
-        backend, settings = "onnxruntime", {"threads": cores()}
+        backend, settings = "onnxruntime", {"threads": usable_cores()}
         if reason := self._unavailable(backend):
             yield Option(backend, backend, "onnx", "fp32", "", unavailable=reason)
             return
@@ -212,7 +207,7 @@ class _Builder:
             passes = (*passes, f"fp32-vectors x{count}")
         return Option(
             name, "openvino", "openvino", precision, str(file), built.companions,
-            {"threads": cores(), **settings}, (*passes, *built.passes), dict(built.requires),
+            {"threads": usable_cores(), **settings}, (*passes, *built.passes), dict(built.requires),
         )  # fmt: skip
 
     def _int8(self, backend: str, variant: str) -> tuple[onnx.ModelProto, tuple[str, ...]]:

@@ -17,7 +17,6 @@ fewer when it is clearly slower than the best.
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ganexport.data import ImageSet
+from ganexport.environment import usable_cores
 from ganexport.errors import GanExportError
 from ganexport.recipe import Recipe
 from ganexport.training.distributed import Group
@@ -122,7 +122,7 @@ class Tuner:
         Returns:
             The chosen row; all rows are in :attr:`rows`.
         """
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         base = Settings("fp32", "off", "contiguous", self.recipe.training.threads)
         first = self.time(base)
         if first.total_seconds is None:

@@ -16,10 +16,11 @@ import ganexport
 from ganexport.artifact import Artifact
 from ganexport.build import onnx_file, tensorrt
 from ganexport.build.options import BuildOptions
+from ganexport.environment import usable_cores
 from ganexport.errors import ParityError, UsageError
 from ganexport.export import auto as module
 from ganexport.export.auto import Search, Settings, auto
-from ganexport.export.auto_candidates import Option, _Builder, cores, with_threads
+from ganexport.export.auto_candidates import Option, _Builder, with_threads
 from ganexport.seeding import latents
 from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec
 
@@ -219,8 +220,8 @@ def test_an_artifact_is_not_replaced_by_its_own_winner(published: Artifact) -> N
 
 
 def test_thread_variants_only_where_the_backend_takes_them() -> None:
-    option = Option("a", "onnxruntime", "onnx", "fp32", "x.onnx", settings={"threads": cores()})
-    assert all(v.settings["threads"] < cores() and v.name != "a" for v in with_threads(option))
+    option = Option("a", "onnxruntime", "onnx", "fp32", "x.onnx", settings={"threads": usable_cores()})
+    assert all(v.settings["threads"] < usable_cores() and v.name != "a" for v in with_threads(option))
     assert not list(with_threads(msgspec.structs.replace(option, settings={})))
 
 
