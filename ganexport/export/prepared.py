@@ -14,6 +14,7 @@ from ganexport.export.mapping import latent_moments, truncate_mapping
 from ganexport.export.prepare import prepare_module
 from ganexport.export.prepare._copying import copied
 from ganexport.export.prepare.autocast import HALF, FullPrecision
+from ganexport.export.prepare.evaluation_mode import freeze
 from ganexport.export.prepare.mapping import MEAN_DRAWS
 from ganexport.export.prepare.randomness import MODES, refuse
 from ganexport.export.probe import Probe, probe
@@ -71,7 +72,8 @@ def prepare(
     if noise not in MODES:
         raise UsageError(f"--noise {noise!r}: choose {', '.join(MODES)}")
     source, baked = bake_truncation(source, truncation, mapping)
-    _evaluation(source.module)
+    source.module.eval()
+    freeze(source.module)
     widened = _full_precision(source.module)
     names = [tensor.name for tensor in source.spec.inputs]
     original = Wrapped(source.module, names, source.call, rewrite=False)
@@ -93,12 +95,6 @@ def prepare(
         passes.append(f"noise-{noise}: {len(found.draws)} random calls, first {found.draws[0].where}")
     passes += baked
     return Prepared(function.eval(), EagerReference(reference.eval(), spec), spec, passes)
-
-
-def _evaluation(module: torch.nn.Module) -> None:
-    module.eval()
-    for parameter in module.parameters():  # TorchScript modules have no requires_grad_
-        parameter.requires_grad_(False)
 
 
 def _full_precision(module: torch.nn.Module) -> list[str]:

@@ -23,6 +23,7 @@ from ganexport.errors import BackendUnavailableError, OutputError, ParityError, 
 from ganexport.export.convert import ConvertSettings, convert_opened
 from ganexport.export.engines import open_engine
 from ganexport.export.mapping import latent_moments
+from ganexport.export.prepare.evaluation_mode import freeze
 from ganexport.export.prepare.mapping import FromMapping, UpToMapping
 from ganexport.export.prepared import bake_truncation, prepare
 from ganexport.export.probe import probe
@@ -62,8 +63,7 @@ def convert_split(
     """
     _refuse_other_folders(output)
     source.module.eval()
-    for parameter in source.module.parameters():
-        parameter.requires_grad_(False)
+    freeze(source.module)
     source, baked = bake_truncation(source, settings.truncation, path)
     settings = msgspec.structs.replace(settings, truncation=None, mapping=None)
     mapping, synthesis = cut(source, path)

@@ -19,6 +19,11 @@ def apply(module: torch.nn.Module) -> list[str]:
         child.training = False
         child._backward_hooks.clear()
         child._backward_pre_hooks.clear()
-    for parameter in module.parameters():  # TorchScript modules have no requires_grad_
-        parameter.requires_grad_(False)
+    freeze(module)
     return [f"evaluation-mode: {len(training)} modules were in training mode"] if training else []
+
+
+def freeze(module: torch.nn.Module) -> None:
+    """No gradients for its parameters, of TorchScript modules too, which have no ``requires_grad_``."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn.utils import parametrize
 
+from ganexport.export.prepare.evaluation_mode import freeze
+
 
 def apply(module: torch.nn.Module) -> list[str]:
     """Strip parametrizations and the hooks of their predecessors, keeping the effective weights.
@@ -27,8 +29,7 @@ def apply(module: torch.nn.Module) -> list[str]:
         count += _strip_hooks(child)
     if not count:
         return []
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
+    freeze(module)
     return [f"strip-parametrizations: {count} weights"]
 
 
