@@ -26,7 +26,7 @@ from ganexport.build.options import BuildOptions
 from ganexport.errors import GanExportError, ParityError, UsageError, unknown_name
 from ganexport.export.auto_candidates import Option, build_options, with_threads
 from ganexport.export.convert import ConvertSettings, convert
-from ganexport.export.formats import PRECISIONS
+from ganexport.export.formats import PRECISIONS, UNSAID
 from ganexport.export.publish import Publication
 from ganexport.measure.candidate import Candidate
 from ganexport.measure.conductor import Conductor
@@ -146,8 +146,7 @@ def convert_auto(
         min_psnr=MIN_PSNR if min_psnr is None else min_psnr, allow_torch=allow_torch,
         options=options, budget=budget,
     )  # fmt: skip
-    unsaid: tuple[Any, ...] = (None, (), "", "error", [], {})
-    described = {key: value for key, value in words.items() if value not in unsaid}
+    described = {key: value for key, value in words.items() if value not in UNSAID}
     return auto(source, output, settings, progress=progress, **described)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from ganexport.errors import UsageError, unknown_name
 
@@ -21,6 +22,8 @@ PACKAGES = {"triton": "ganexport.build.triton", "web": "ganexport.build.web"}
 FORMATS = ("torchscript", "onnx", "trt", "openvino", "aoti", "triton", "web")
 #: "auto": fp16 with the layers that need it in fp32.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "auto")
+#: Values of a source's description that say nothing.
+UNSAID: tuple[Any, ...] = (None, (), "", "error", [], {})
 
 
 def load(name: str) -> ModuleType:

@@ -17,15 +17,14 @@ from ganexport.build.golden import read_golden
 from ganexport.build.picture import write_comparison
 from ganexport.errors import BackendUnavailableError, ParityError, UsageError
 from ganexport.export.engines import open_engine, why_not
-from ganexport.export.formats import PACKAGES
+from ganexport.export.formats import PACKAGES, UNSAID
 from ganexport.parity import Certificate, Comparison, tolerance
 from ganexport.spec import BATCH, GeneratorSpec, TensorSpec
 
 Array = NDArray[Any]
 
 
-#: Values of :func:`verify`'s ``description`` that say nothing, and its words as the command line has them.
-_UNSAID: tuple[Any, ...] = (None, (), "", "error", [], {})
+#: The words of :func:`verify`'s ``description`` as the command line has them.
 _OPTIONS = {"inputs": "--input", "outputs": "--output", "dims": "--dim", "weights_key": "--weights-key"} | {
     name: f"--{name}" for name in ("batch", "weights", "call", "noise", "truncation", "mapping")
 }
@@ -111,7 +110,7 @@ def verify(
         UsageError: Nothing to compare with, or no such format in it.
     """
     certifying.check_limits(budget, min_psnr)
-    if against is None and (said := [name for name, value in description.items() if value not in _UNSAID]):
+    if against is None and (said := [name for name, value in description.items() if value not in UNSAID]):
         raise UsageError(f"{_OPTIONS.get(said[0], said[0])}: describes --against SOURCE, which is missing")
     opened = Artifact(artifact)
     say = progress or (lambda _text: None)
