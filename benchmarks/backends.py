@@ -40,7 +40,6 @@ FILES = {
     "onnxruntime": ("fp32", "fp16"),
     "onnxruntime+graph": ("fp32", "fp16"),
     "onnxruntime+graph+nhwc": ("fp16",),
-    "aoti": ("fp16",),
     "tensorrt": ("fp32", "fp16"),
 }
 #: Settings of those that are a backend in another way.
@@ -49,7 +48,7 @@ SETTINGS = {
     "onnxruntime+graph+nhwc": {"cuda_graph": True, "nhwc": True},
 }
 #: What is converted, a process each: formats by precision, those between commas together.
-CONVERSIONS = {"fp32": ("onnx,torchscript", "trt"), "fp16": ("onnx", "aoti", "trt")}
+CONVERSIONS = {"fp32": ("onnx,torchscript", "trt"), "fp16": ("onnx", "trt")}
 ROUNDS = 4
 
 
@@ -157,15 +156,13 @@ def _convert(model: str, precision: str, target: str, *kinds: str) -> int:
     from ganexport.errors import GanExportError
     from ganexport.export.convert import convert
 
-    factory = f"benchmarks._models:{FACTORIES[model].__name__}"
+    source = f"benchmarks._models:{FACTORIES[model].__name__}"
     for kind in kinds:
-        compiled = kind == "aoti"  # from the module, for this GPU
-        source = target if Path(target, "manifest.json").is_file() and not compiled else factory
-        options: dict[str, Any] = {"device": "cuda"} if compiled else {}
         try:
-            convert(source, to=kind.split(","), output=target, precision=precision, verify_budget=5.0, **options)
+            convert(source, to=kind.split(","), output=target, precision=precision, verify_budget=5.0)
         except (GanExportError, ImportError, RuntimeError) as error:
             say(f"error: to {kind}: {' '.join(str(error).split())[:300]}")
+        source = target if Path(target, "manifest.json").is_file() else source
     return 0
 
 
@@ -235,8 +232,8 @@ def _candidates(model: str, artifacts: Sequence[str], cpu: bool) -> list[Any]:
             found += [
                 _with(candidate, way)
                 for way in ways
-                if way.partition("+")[0] == candidate.about["backend"]
-                and candidate.about["precision"] in _wanted(cpu)[way]
+                if way.partition("+")[0] == candidate.about.get("backend")
+                and candidate.about.get("precision") in _wanted(cpu)[way]
             ]
     return found
 
