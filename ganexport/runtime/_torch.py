@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,6 +15,7 @@ from ganexport.runtime.base import Array, Feeds, Runner, Setting, device_index, 
 from ganexport.spec import GeneratorSpec
 
 SETTINGS = {"threads": Setting(int, "threads of torch, in the whole process")}
+_SWITCHES = threading.RLock()
 
 
 def torch_unavailable() -> str | None:
@@ -53,14 +56,56 @@ def import_torch(device: str | None) -> tuple[Any, str]:
     return torch, "cpu" if index is None else f"cuda:{index}"
 
 
+@contextlib.contextmanager
+def full_float32(torch: Any) -> Iterator[None]:
+    """Within the block CUDA multiplies float32 in float32, not in TF32; afterwards all is as it was.
+
+    The switches are of the whole process, and torch's default lets cuDNN's convolutions use TF32. One thread at a
+    time is in such a block.
+    """
+    with _SWITCHES, _float32_alone(torch):
+        yield
+
+
+@contextlib.contextmanager
+def _float32_alone(torch: Any) -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    try:
+        tf32, matmul = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # the process has set the newer switches, beside which these two cannot be read
+        parts = (cudnn.conv, torch.backends.cuda.matmul)
+        found = [part.fp32_precision for part in parts]
+        try:
+            for part in parts:
+                part.fp32_precision = "ieee"
+            yield
+        finally:
+            for part, value in zip(parts, found, strict=True):
+                part.fp32_precision = value
+        return
+    try:
+        cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        cudnn.allow_tf32 = tf32
+        torch.set_float32_matmul_precision(matmul)
+
+
 class TorchRunner(Runner):
-    """A callable from torch tensors to torch tensors, in the order of the spec's inputs and outputs."""
+    """A callable from torch tensors to torch tensors, in the order of the spec's inputs and outputs.
+
+    With ``exact`` it multiplies float32 in float32 on CUDA, whatever the process has set.
+    """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     settings: ClassVar[Mapping[str, Setting]] = SETTINGS
 
-    def __init__(self, torch: Any, function: Callable[..., Any], spec: GeneratorSpec, device: str) -> None:
+    def __init__(
+        self, torch: Any, function: Callable[..., Any], spec: GeneratorSpec, device: str, *, exact: bool = False
+    ) -> None:
         super().__init__()
+        self._exact = exact
         self.spec, self.device = spec, device
         self.runtime = f"torch {torch.__version__} {self.backend} {device}"
         self._torch: Any = torch
@@ -87,7 +132,8 @@ class TorchRunner(Runner):
     def launch(self) -> None:
         """Call the module."""
         try:
-            with self._torch.inference_mode():
+            wide = full_float32(self._torch) if self._exact else contextlib.nullcontext()
+            with self._torch.inference_mode(), wide:
                 self._outputs = self._function(*self._inputs)
         except Exception as error:  # noqa: BLE001 - a module may raise anything
             if isinstance(error, self._torch.OutOfMemoryError):

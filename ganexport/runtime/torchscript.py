@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ganexport.errors import ArtifactError
-from ganexport.runtime._torch import TorchRunner, open_torch
-from ganexport.runtime.base import first_line
+from ganexport.runtime._torch import SETTINGS, TorchRunner, open_torch
+from ganexport.runtime.base import Setting, first_line
 from ganexport.spec import GeneratorSpec
 
 
@@ -18,6 +18,12 @@ class TorchScriptRunner(TorchRunner):
 
     backend: ClassVar[str] = "torchscript"
     formats: ClassVar[tuple[str, ...]] = ("torchscript",)
+    settings: ClassVar[Mapping[str, Setting]] = {
+        **SETTINGS,
+        "tf32": Setting(
+            bool, "on CUDA: products of float32 as the process has set them, by default TF32 in convolutions"
+        ),
+    }
 
     @classmethod
     def _open(
@@ -37,7 +43,8 @@ class TorchScriptRunner(TorchRunner):
                 module = torch.jit.load(str(path), map_location=where).eval()
         except Exception as error:  # noqa: BLE001 - torch raises RuntimeError and others for damaged files
             raise ArtifactError(f"{path}: torch cannot load this TorchScript file: {first_line(error)}") from None
-        return cls(torch, module, spec, where)
+        # TF32 has fp16's mantissa: a file called fp32 must not use it behind the user's back.
+        return cls(torch, module, spec, where, exact=where != "cpu" and not settings.get("tf32", False))
 
 
 RUNNER = TorchScriptRunner
