@@ -50,6 +50,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         40.0,
         "11 bits of mantissa leave about 60 dB a layer; below 40 dB a trained eye begins to see it",
     ),
+    Tolerance("tf32", None, 40.0, "float32 whose products have fp16's mantissa"),
     Tolerance("bf16", None, 40.0, "8 bits of mantissa, fp32 sums: trained generators read 51-54 dB"),
     Tolerance(
         "int8",

@@ -87,6 +87,28 @@ def test_torch_stays_out_of_a_torch_free_benchmark(artifact):
     assert row["series"]
 
 
+def test_tf32_is_judged_as_the_half_precision_that_it_multiplies_in():
+    done = run(
+        "benchmarks._models:tiny",
+        "--backends",
+        "eager",
+        "--precision",
+        "fp32,tf32",
+        "--batch",
+        "2",
+        "--scenario",
+        "offline",
+        *QUICK,
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["measurements"]
+    assert [(row["candidate"]["precision"], row["parity"]["verdict"]) for row in rows] == [
+        ("fp32", "reference"),
+        ("tf32", "pass"),
+    ]
+
+
 def test_compare_finds_no_difference_with_itself_and_a_real_one(measured, tmp_path):
     _, folder = measured
     same = run("compare", folder / "b.json", folder / "b.json", "--fail-if-slower", "5%")
