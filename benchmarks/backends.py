@@ -319,6 +319,43 @@ def _line(row: dict[str, Any]) -> str:
     return f"{name}: " + ", ".join(f"{key} {value:.1f} us" for key, value in series.items()) + f"; {quality}"
 
 
+def table(report: Any) -> str:
+    """A read report (:class:`ganexport.measurement.Report`) in Markdown, with each row against the compiled one."""
+    lines = [
+        "| model, batch | how | whole call, µs | compute, µs | back to back, µs | of peak | × compiled | parity |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    taken: dict[tuple[str, int], dict[str, float]] = {}
+    for row in report.measurements:
+        if row.series:
+            key = row.conditions["model"], row.conditions["sizes"]["batch"]
+            taken.setdefault(key, {})[row.candidate["name"]] = _medians(row)["end_to_end"]
+    for row in report.measurements:
+        if not row.series:
+            continue
+        key = row.conditions["model"], row.conditions["sizes"]["batch"]
+        name, medians = row.candidate["name"], _medians(row)
+        best = taken[key].get("compile-max-autotune fp16 cuda")
+        cells = [f"{key[0]}, {key[1]}", name.removesuffix(" cuda")]
+        cells += [f"{medians[part]:,.0f}" for part in ("end_to_end", "compute", "pipelined")]
+        roofline = row.facts.get("roofline") or {}
+        cells += [f"{roofline['share']:.1%}" if "share" in roofline else "–"]
+        parity = row.parity or {}
+        quality = parity.get("verdict", "") + (f", {parity['psnr']:.0f} dB" if parity.get("psnr") else "")
+        cells += [f"{best / medians['end_to_end']:.2f}" if best else "–", quality]
+        lines.append("| " + " | ".join(cells) + " |")
+    missing = [row.unavailable for row in report.measurements if not row.series]
+    lines += ["", f"{len(missing)} planned rows were not measured; the result says why."] if missing else []
+    return "\n".join(lines) + "\n"
+
+
+def _medians(row: Any) -> dict[str, float]:
+    """Microseconds by series."""
+    from benchmarks._rows import median
+
+    return {series.name: median(list(series.samples)) / 1e3 for series in row.series}
+
+
 def _peaks(results: Results, cpu: bool) -> dict[str, Any]:
     """What the card reaches at best, for the roofline."""
     if cpu:
