@@ -52,7 +52,7 @@ def _plain(recipe: Recipe, images: ImageSet) -> tuple[Callable[[], Any], Callabl
 
 def _frechet(generator: torch.nn.Module, recipe: Recipe, images: ImageSet, count: int) -> float:
     from ganexport.evaluation.classifier import classify, load_classifier
-    from ganexport.evaluation.metrics import frechet_distance
+    from ganexport.frechet import frechet_distance
     from ganexport.seeding import Sampling
     from ganexport.training.networks import build
 

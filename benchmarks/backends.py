@@ -33,6 +33,7 @@ MODELS: dict[str, tuple[int, ...]] = {
     "rrdbnet": (1,),
     "dcgan-128": (1, 64),
 }
+REWRITTEN = "+rewritten"
 #: torch's own ways (the strongest with CUDA graphs) and files, each with its precisions.
 TORCH = {"eager": ("fp32", "tf32", "fp16"), "compile-max-autotune": ("fp16",)}
 FILES = {
@@ -40,15 +41,18 @@ FILES = {
     "onnxruntime": ("fp32", "fp16"),
     "onnxruntime+graph": ("fp32", "fp16"),
     "onnxruntime+graph+nhwc": ("fp16",),
+    "onnxruntime+graph+nhwc+rewritten": ("fp16",),
     "tensorrt": ("fp32", "fp16"),
 }
 #: Settings of those that are a backend in another way.
 SETTINGS = {
     "onnxruntime+graph": {"cuda_graph": True},
     "onnxruntime+graph+nhwc": {"cuda_graph": True, "nhwc": True},
+    "onnxruntime+graph+nhwc+rewritten": {"cuda_graph": True, "nhwc": True},
 }
-#: What is converted, a process each: formats by precision, those between commas together.
-CONVERSIONS = {"fp32": ("onnx,torchscript", "trt"), "fp16": ("onnx", "trt")}
+#: What is converted, a process each: formats by precision, those between commas together. Rewritten: transposed
+#: convolutions as convolutions, as it pays on processors in bf16.
+CONVERSIONS = {"fp32": ("onnx,torchscript", "trt"), "fp16": ("onnx", "trt"), f"fp16{REWRITTEN}": ("onnx",)}
 ROUNDS = 4
 
 
@@ -122,14 +126,14 @@ def _convert_all(models: Sequence[str], folder: Path, cpu: bool, results: Result
     at_once = max(1, (os.cpu_count() or 2) // 2)
     try:
         for model in models:
-            for precision in ("fp32",) if cpu else tuple(CONVERSIONS):
+            for name in ("fp32",) if cpu else tuple(CONVERSIONS):
                 while sum(process.poll() is None for *_, process in running) >= at_once:
                     time.sleep(0.1)
-                kinds = ["onnx"] if cpu else CONVERSIONS[precision]
-                target = folder / f"{model}-{precision}"
+                kinds = ["onnx"] if cpu else CONVERSIONS[name]
+                target = folder / f"{model}-{name}"
                 if (target / "manifest.json").is_file():
                     kinds = []
-                command = [sys.executable, "-m", "benchmarks.backends", "--output", "-", "--convert", model, precision]
+                command = [sys.executable, "-m", "benchmarks.backends", "--output", "-", "--convert", model, name]
                 process = subprocess.Popen(
                     [*command, str(target), *kinds], cwd=ROOT, text=True, start_new_session=True,
                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -150,13 +154,16 @@ def _convert_all(models: Sequence[str], folder: Path, cpu: bool, results: Result
     return made
 
 
-def _convert(model: str, precision: str, target: str, *kinds: str) -> int:
+def _convert(model: str, name: str, target: str, *kinds: str) -> int:
     """Convert one model, in this process; engines from its ONNX file, so that one that fails costs the file nothing."""
     from benchmarks._models import MODELS as FACTORIES
     from ganexport.errors import GanExportError
     from ganexport.export.convert import convert
 
+    precision = name.removesuffix(REWRITTEN)
     source = f"benchmarks._models:{FACTORIES[model].__name__}"
+    if name != precision:
+        source = _rewritten(source, Path(f"{target}.onnx"))
     for kind in kinds:
         try:
             convert(source, to=kind.split(","), output=target, precision=precision, verify_budget=5.0)
@@ -164,6 +171,22 @@ def _convert(model: str, precision: str, target: str, *kinds: str) -> int:
             say(f"error: to {kind}: {' '.join(str(error).split())[:300]}")
         source = target if Path(target, "manifest.json").is_file() else source
     return 0
+
+
+def _rewritten(source: str, path: Path) -> str:
+    """The fp32 ONNX file of a source, rewritten."""
+    from ganexport.build import onnx_file
+    from ganexport.build.cost import Target
+    from ganexport.build.rewrites import rewrite
+    from ganexport.export.convert import convert
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain = convert(source, to="onnx", output=Path(folder) / "plain", verify_budget=5.0)
+        model = onnx_file.load_model(plain.path / plain.manifest.files[0].path)
+        changed, _ = rewrite(model, Target("openvino", "bf16", 64))
+        onnx_file.write_spec(changed, plain.spec)
+        onnx_file.save_model(changed, path)
+    return str(path)
 
 
 def _warm(models: str) -> int:
@@ -226,7 +249,8 @@ def _candidates(model: str, artifacts: Sequence[str], cpu: bool) -> list[Any]:
             name = f"{mode} {precision}" + ("" if cpu else " cuda")
             found.append(Candidate(name, "benchmarks.backends:open_torch", arguments, about))
     for artifact in artifacts:
-        ways = [name for name in _wanted(cpu) if name in FILES]
+        rewritten = artifact.endswith(REWRITTEN)
+        ways = [name for name in _wanted(cpu) if name in FILES and name.endswith(REWRITTEN) == rewritten]
         backends = sorted({name.partition("+")[0] for name in ways})
         for candidate in find_candidates([artifact], backends=backends, devices=(device,)):
             found += [
