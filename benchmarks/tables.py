@@ -8,9 +8,9 @@ A table stands between two comments, the first of which names the result and how
     <!-- table: benchmarks/results/<machine>/loadgen.json loadgen -->
     <!-- end of table -->
 
-``report`` shows any result; ``loadgen``, ``verdicts``, ``gradient_penalty``, ``training_step`` and ``backends`` those
-of the script of that name; ``speedups`` and ``speedups-in-detail`` the results of ``benchmarks.inference`` in a folder
-of machines.
+``report`` shows any result; ``loadgen``, ``verdicts``, ``gradient_penalty``, ``training``, ``training_step`` and
+``backends`` those of the script of that name; ``speedups`` and ``speedups-in-detail`` the results of
+``benchmarks.inference`` in a folder of machines.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ganexport.measurement import report_from_json
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 #: Ways to show one result; beside the whole report, the ``table`` of the script that measured it.
-RENDERERS = ("report", "loadgen", "verdicts", "gradient_penalty", "training_step", "backends")
+RENDERERS = ("report", "loadgen", "verdicts", "gradient_penalty", "training", "training_step", "backends")
 #: Ways to show a folder of machines' results.
 FOLDER_RENDERERS = ("speedups", "speedups-in-detail")
 
