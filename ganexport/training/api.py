@@ -25,6 +25,7 @@ from ganexport.training.loop import DIVERGED_FILE, ROLLBACK_FACTOR, Trainer
 from ganexport.training.metrics import read_metrics
 from ganexport.training.networks import build, check_parts, fitted, model_size
 from ganexport.training.progress import Reporter
+from ganexport.training.step import check_device
 
 #: Keys that may differ on ``--resume``: they do not change what is learnt.
 FREE = (
@@ -161,6 +162,7 @@ def _train(
         reporter.remark(f"{run}: already finished at step {latest.step}; nothing to do")
         return _result(run, latest.step, recipe, finished=True, already_finished=True)
     check_parts(recipe, group.world)
+    check_device(recipe.training.precision, device, cuda_graphs=recipe.training.cuda_graphs)
     torch.set_num_threads(recipe.training.threads)
     fit = Fit(model_size(recipe), recipe.data.fit)
     images = fitted(recipe, open_images(recipe.data.source, download=download, fit=fit))

@@ -81,8 +81,7 @@ class TrainingStep:
         self.device = next(discriminator.parameters()).device
         self.rng_state = make_rng_state(seed, self.device)
         self._compiled: dict[Any, Callable[..., Any]] = {}
-        if cuda_graphs and self.device.type != "cuda":
-            raise UsageError(f"training.cuda_graphs: needs a GPU, the device is {self.device}; leave it off")
+        check_device(precision, self.device, cuda_graphs=cuda_graphs)
         self._updates = Updates(lambda: CudaGraph(self.device)) if cuda_graphs else None
         self._parameters = {name: list(network.parameters()) for name, network in self.networks.items()}
         precisions.apply(precision, self.device)
@@ -333,6 +332,17 @@ class TrainingStep:
     def _backward(self, name: str, loss: Tensor) -> None:
         scaler = self.scalers[name]
         (loss if scaler is None else scaler.scale(loss)).backward()
+
+
+def check_device(precision: str, device: torch.device, *, cuda_graphs: bool) -> None:
+    """Refuse what a device cannot do.
+
+    Raises:
+        UsageError: With what it can.
+    """
+    precisions.check(precision, device)
+    if cuda_graphs and device.type != "cuda":
+        raise UsageError(f"training.cuda_graphs: needs a GPU, the device is {device}; leave it off")
 
 
 def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ganexport.errors import UsageError
+from ganexport.training.api import train
 from ganexport.training.loop import Trainer
 from ganexport.training.replay import MOST, WARM_UP, Updates
 
@@ -143,6 +145,12 @@ def test_metrics_of_an_update_survive_the_next() -> None:
     assert len({metrics["loss"].item() for metrics in found}) == 5
 
 
-def test_a_cpu_has_no_cuda_graphs() -> None:
-    with pytest.raises(UsageError, match=r"training.cuda_graphs: needs a GPU, the device is cpu; leave it off"):
+def test_a_cpu_has_no_cuda_graphs(tmp_path: Path) -> None:
+    refusal = r"training.cuda_graphs: needs a GPU, the device is cpu; leave it off"
+    with pytest.raises(UsageError, match=refusal):
         tiny.trainer(tiny.recipe(training={"cuda_graphs": True}))
+    recipe, run = str(tiny.write(tmp_path)), tmp_path / "run"
+    for dry_run in (True, False):
+        with pytest.raises(UsageError, match=refusal):
+            train(recipe, out=run, sets=["training.cuda_graphs=true"], dry_run=dry_run)
+    assert not list(run.glob("*.toml"))  # nothing to be mistaken for a run
