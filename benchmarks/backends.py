@@ -44,12 +44,8 @@ FILES = {
     "onnxruntime+graph+nhwc+rewritten": ("fp16",),
     "tensorrt": ("fp32", "fp16"),
 }
-#: Settings of those that are a backend in another way.
-SETTINGS = {
-    "onnxruntime+graph": {"cuda_graph": True},
-    "onnxruntime+graph+nhwc": {"cuda_graph": True, "nhwc": True},
-    "onnxruntime+graph+nhwc+rewritten": {"cuda_graph": True, "nhwc": True},
-}
+#: Parts of those names → the backend's settings.
+SETTINGS = {"graph": "cuda_graph", "nhwc": "nhwc"}
 #: What is converted, a process each: formats by precision, those between commas together. Rewritten: transposed
 #: convolutions as convolutions, as it pays on processors in bf16.
 CONVERSIONS = {"fp32": ("onnx,torchscript", "trt"), "fp16": ("onnx", "trt"), f"fp16{REWRITTEN}": ("onnx",)}
@@ -266,9 +262,10 @@ def _with(candidate: Any, way: str) -> Any:
     """A candidate under the settings of a way to run it, and its name."""
     import msgspec
 
-    if way not in SETTINGS:
+    if "+" not in way:
         return candidate
-    settings = candidate.arguments.get("settings", {}) | SETTINGS[way]
+    chosen = {SETTINGS[part]: True for part in way.split("+") if part in SETTINGS}
+    settings = candidate.arguments.get("settings", {}) | chosen
     name = candidate.name.replace(candidate.about["backend"], way, 1)
     return msgspec.structs.replace(candidate, name=name, arguments=candidate.arguments | {"settings": settings})
 
@@ -338,9 +335,15 @@ def _line(row: dict[str, Any]) -> str:
     if row.get("unavailable"):
         return f"{name}: {row['unavailable']}"
     series = {s["name"]: median(s["samples"]) / 1e3 for s in row["series"]}
-    parity = row.get("parity") or {}
-    quality = parity.get("verdict", "") + (f" {parity['psnr']:.0f} dB" if parity.get("psnr") else "")
-    return f"{name}: " + ", ".join(f"{key} {value:.1f} us" for key, value in series.items()) + f"; {quality}"
+    return (
+        f"{name}: "
+        + ", ".join(f"{key} {value:.1f} us" for key, value in series.items())
+        + f"; {_quality(row.get('parity') or {})}"
+    )
+
+
+def _quality(parity: dict[str, Any]) -> str:
+    return parity.get("verdict", "") + (f", {parity['psnr']:.0f} dB" if parity.get("psnr") else "")
 
 
 def table(report: Any) -> str:
@@ -364,9 +367,7 @@ def table(report: Any) -> str:
         cells += [f"{medians[part]:,.0f}" for part in ("end_to_end", "compute", "pipelined")]
         roofline = row.facts.get("roofline") or {}
         cells += [f"{roofline['share']:.1%}" if "share" in roofline else "–"]
-        parity = row.parity or {}
-        quality = parity.get("verdict", "") + (f", {parity['psnr']:.0f} dB" if parity.get("psnr") else "")
-        cells += [f"{best / medians['end_to_end']:.2f}" if best else "–", quality]
+        cells += [f"{best / medians['end_to_end']:.2f}" if best else "–", _quality(row.parity or {})]
         lines.append("| " + " | ".join(cells) + " |")
     missing = [row.unavailable for row in report.measurements if not row.series]
     lines += ["", f"{len(missing)} planned rows were not measured; the result says why."] if missing else []

@@ -205,15 +205,7 @@ def table(report: Any) -> str:
             continue
         milliseconds = [f"{median(list(row.series[0].samples)) / 1e6:.1f}" for row in (usual, tuned)]
         value, low, high = tuned.facts["speedup"]
-        settings = tuned.facts["settings"]
-        chosen = ", ".join(
-            [
-                settings["precision"],
-                "eager" if settings["compile"] == "off" else f"compiled ({settings['compile']})",
-                settings["memory_format"],
-                f"{settings['threads']} threads",
-            ]
-        )
+        chosen = next(row["name"] for row in tuned.facts["tuning"] if row["chosen"])
         distances = [f"{row.facts['frechet']:.1f}" for row in (usual, tuned) if "frechet" in row.facts]
         cells = [name, *milliseconds, f"{value:.2f} [{low:.2f}, {high:.2f}]", chosen, " and ".join(distances) or "–"]
         lines.append("| " + " | ".join(cells) + " |")
