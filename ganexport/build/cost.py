@@ -59,6 +59,9 @@ RATES: dict[tuple[str, str], Rates] = {
     ("openvino", "fp32"): Rates({"": 85e9}, 10e9, 5e-6),
     ("openvino", "bf16"): Rates({"": 170e9, "ConvTranspose": 80e9}, 10e9, 6e-6, frozenset({"ConvTranspose"})),
     ("openvino", "int8"): Rates({"": 320e9, "ConvTranspose": 80e9}, 10e9, 6e-6, frozenset({"ConvTranspose"})),
+    # Its transposed convolutions in fp16 reached 10 TFLOP/s on an H200, less than in fp32 (results/nvidia-h200/
+    # backends.json); that plain convolutions are cuDNN's on tensor cores is assumed, as is what a launch costs.
+    ("onnxruntime-cuda", "fp16"): Rates({"": 100e12, "ConvTranspose": 5e12}, 2e12, 4e-6),
     # Tensor cores run transposed convolutions as they are: a rewrite only adds memory traffic.
     ("trt", "fp32"): Rates({"": 20e12}, 1e12, 5e-6),
     ("trt", "fp16"): Rates({"": 200e12}, 1e12, 5e-6),
@@ -72,7 +75,7 @@ class Target:
     """A backend in a precision, at a batch size, as the cost model sees it.
 
     Attributes:
-        backend: "onnxruntime", "openvino" or "trt".
+        backend: "onnxruntime", "onnxruntime-cuda", "openvino" or "trt".
         precision: "fp32", "fp16", "bf16" or "int8".
         batch: Samples a run, over which weights and launches are shared.
     """

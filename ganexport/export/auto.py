@@ -24,7 +24,7 @@ from ganexport.artifact import Artifact, ArtifactWriter, Provenance
 from ganexport.build import certify as certifying
 from ganexport.build.options import BuildOptions
 from ganexport.errors import GanExportError, ParityError, UsageError, unknown_name
-from ganexport.export.auto_candidates import Option, build_options, with_threads
+from ganexport.export.auto_candidates import Option, build_options, with_layouts, with_threads
 from ganexport.export.convert import ConvertSettings, convert
 from ganexport.export.formats import PRECISIONS, UNSAID
 from ganexport.export.publish import Publication
@@ -219,7 +219,7 @@ class Search:
 
     def publish(self, writer: ArtifactWriter) -> Artifact:
         """Build, judge, measure; write the winner and the table."""
-        with self._open("onnxruntime", self.path, {}) as reference:
+        with self._open(Option("reference", "onnxruntime", "onnx", "fp32", str(self.path))) as reference:
             self._build()
             self._judge(reference)
             passed = [name for name, row in self.rows.items() if row.verdict == "slower"]
@@ -254,9 +254,8 @@ class Search:
             verdict=verdict, reason=option.unavailable,
         )  # fmt: skip
 
-    def _open(self, backend: str, path: str | Path, settings: Mapping[str, Any]) -> Runner:
-        runner: Runner = BACKENDS.load(backend).RUNNER.open(Path(path), self.spec, settings=dict(settings))
-        return runner
+    def _open(self, option: Option) -> Runner:
+        return open_option(option.path, option.backend, option.device, option.settings, spec_to_json(self.spec))
 
     # ---- parity -------------------------------------------------------------------------------
 
@@ -278,7 +277,7 @@ class Search:
         option = self.options[name]
         floor = None if option.precision == "fp32" else self.settings.min_psnr
         try:
-            with self._open(option.backend, option.path, option.settings) as engine:
+            with self._open(option) as engine:
                 outcome = certifying.certify(
                     engine, reference, drawable(self.spec), option.precision,
                     reference_name=f"{self.file.path} fp32 on {reference.runtime}", runtime=engine.runtime,
@@ -296,7 +295,7 @@ class Search:
         order = self._take(names, first, "first look")
         finalists = list(order[:FINALISTS])
         for name in order[: FINALISTS // 2]:
-            for variant in with_threads(self.options[name]):
+            for variant in (*with_threads(self.options[name]), *with_layouts(self.options[name])):
                 self._add(variant)
                 self.rows[variant.name].psnr = self.rows[name].psnr
                 finalists.append(variant.name)
@@ -331,10 +330,13 @@ class Search:
         arguments = {
             "path": option.path,
             "backend": option.backend,
+            "device": option.device,
             "settings": dict(option.settings),
             "spec": spec_to_json(self.spec),
         }
         about = {"backend": option.backend, "precision": option.precision, "settings": dict(option.settings)}
+        if option.device:
+            about["device"] = option.device
         return Candidate(option.name, "ganexport.export.auto:open_option", arguments, about)
 
     def _note(self, row: Measurement) -> None:
@@ -363,10 +365,11 @@ class Search:
         for file in (source, *(source.parent / companion for companion in option.companions)):
             shutil.copyfile(file, writer.folder / file.name)
         settings = ConvertSettings(budget=self.settings.budget, min_psnr=self.settings.min_psnr)
+        measured_with = {"backend": option.backend} | ({"device": option.device} if option.device else {})
         publication = Publication(writer, self.spec, reference, "", settings, self.file.passes, self.say)
         files = writer.describe(
             source.name, option.format, option.precision, requires=dict(option.requires),
-            companions=option.companions, settings={**option.settings, "backend": option.backend},
+            companions=option.companions, settings={**option.settings, **measured_with},
             passes=(*self.file.passes, *option.passes), certificate=certificate,
         )  # fmt: skip
         publication.files.append(files)
@@ -411,7 +414,7 @@ def _batches(spec: GeneratorSpec, settings: Settings) -> tuple[int, ...]:
     return tuple(sorted(set(settings.batches)))
 
 
-def open_option(path: str, backend: str, settings: Mapping[str, Any], spec: str) -> Runner:
-    """A candidate's runner, in its worker process."""
-    runner: Runner = BACKENDS.load(backend).RUNNER.open(Path(path), spec_from_json(spec), settings=dict(settings))
-    return runner
+def open_option(path: str, backend: str, device: str, settings: Mapping[str, Any], spec: str) -> Runner:
+    """A candidate's runner, in its worker process too."""
+    opener: type[Runner] = BACKENDS.load(backend).RUNNER
+    return opener.open(Path(path), spec_from_json(spec), device=device or None, settings=dict(settings))

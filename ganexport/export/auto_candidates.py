@@ -17,6 +17,7 @@ from ganexport.build.rewrites import rewrite
 from ganexport.environment import usable_cores
 from ganexport.errors import GanExportError
 from ganexport.runtime import BACKENDS
+from ganexport.runtime._onnxruntime_cuda import can_graph
 from ganexport.spec import GeneratorSpec
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Option(msgspec.Struct, frozen=True, omit_defaults=True):
         path: The file.
         companions: Names of files that belong to it, beside it.
         settings: Of the backend.
+        device: That it runs on; the backend's own choice when empty.
         passes: Steps that led to it.
         requires: What it needs to run.
         unavailable: Why it cannot be tried here.
@@ -76,6 +78,7 @@ class Option(msgspec.Struct, frozen=True, omit_defaults=True):
     passes: tuple[str, ...] = ()
     requires: dict[str, str] = {}
     unavailable: str = ""
+    device: str = ""
 
 
 def with_threads(option: Option) -> Iterator[Option]:
@@ -85,6 +88,12 @@ def with_threads(option: Option) -> Iterator[Option]:
     for threads in sorted({1, usable_cores() // 2} - {0, usable_cores()}):
         changed = {**option.settings, "threads": threads}
         yield msgspec.structs.replace(option, name=f"{option.name}, {threads} threads", settings=changed)
+
+
+def with_layouts(option: Option) -> Iterator[Option]:
+    """The candidate on CUDA with its convolutions' channels last."""
+    if option.device == "cuda":
+        yield msgspec.structs.replace(option, name=f"{option.name}, nhwc", settings={**option.settings, "nhwc": True})
 
 
 def build_options(
@@ -131,12 +140,20 @@ class _Builder:
         return self.wanted.precision in ("auto", precision)
 
     def onnxruntime(self) -> Iterator[Option]:
-        """fp32 as it is, fp32 rewritten, int8."""
+        """On the processor fp32 as it is, fp32 rewritten, int8; where it has a GPU, what :meth:`_on_cuda` makes too."""
         backend, settings = "onnxruntime", {"threads": usable_cores()}
         if reason := self._unavailable(backend):
             yield Option(backend, backend, "onnx", "fp32", "", unavailable=reason)
             return
         opset = {"opset": str(max((e.version for e in self.model.opset_import if not e.domain), default=0))}
+        if "cuda" not in BACKENDS.load(backend).RUNNER.usable_devices():
+            yield from self._on_cpu(backend, settings, opset)
+            return
+        for option in self._on_cpu(backend, settings, opset):
+            yield msgspec.structs.replace(option, device="cpu")
+        yield from self._guarded("onnxruntime cuda", backend, "fp32", self._on_cuda, opset)
+
+    def _on_cpu(self, backend: str, settings: dict[str, Any], opset: dict[str, str]) -> Iterator[Option]:
         if self._wants("fp32"):
             yield Option("onnxruntime fp32", backend, "onnx", "fp32", str(self._copy()), (), settings, (), opset)
             model, passes = rewrite(self.model, Target(backend, "fp32", self.batch))
@@ -151,6 +168,31 @@ class _Builder:
         file = self._save(model, "ort-int8", "generator.int8.onnx")
         requires = {**requires, **int8_weights(model)}
         yield Option("onnxruntime int8", "onnxruntime", "onnx", "int8", str(file), (), settings, passes, requires)
+
+    def _on_cuda(self, requires: dict[str, str]) -> Iterator[Option]:
+        """fp32, TF32 and fp16, the last also with transposed convolutions as convolutions; launched and replayed."""
+        found: list[tuple[str, str, str, tuple[str, ...], dict[str, Any]]] = []
+        if self._wants("fp32"):
+            file = str(self._copy())
+            found.append(("fp32", "fp32", file, (), {}))
+            if self.wanted.precision == "auto":
+                found.append(("tf32", "tf32", file, (), {"tf32": True}))
+        if self._wants("fp16"):
+            from ganexport.build.precision import low_precision
+
+            file = str(self._save(low_precision(self.model, "fp16"), "cuda-fp16", "generator.fp16.onnx"))
+            found.append(("fp16", "fp16", file, ("fp16",), {}))
+            model, passes = rewrite(self.model, Target("onnxruntime-cuda", "fp16", self.batch))
+            if passes:
+                file = str(self._save(low_precision(model, "fp16"), "cuda-fp16r", "generator.fp16.onnx"))
+                found.append(("fp16 rewritten", "fp16", file, (*passes, "fp16"), {}))
+        ways: dict[str, dict[str, Any]] = {"": {}} | ({" graph": {"cuda_graph": True}} if can_graph(self.spec) else {})
+        for name, precision, file, passes, settings in found:
+            for way, more in ways.items():
+                yield Option(
+                    f"onnxruntime {name} cuda{way}", "onnxruntime", "onnx", precision, file,
+                    settings=settings | more, device="cuda", passes=passes, requires=requires,
+                )  # fmt: skip
 
     def openvino(self) -> Iterator[Option]:
         """fp32, bf16 and int8; the last two on rewritten graphs too."""

@@ -40,7 +40,8 @@ def load(
         backend: "onnxruntime", "openvino", "tensorrt", "torchscript" or "aoti"; None for the first file
             that runs here, by format in the order of ``ganexport.artifact.FORMATS``, then fp32 before
             the other precisions. What was passed over and why stands in :attr:`Generator.remarks`.
-        device: "cpu", "cuda" or "cuda:1"; None for the backend's best.
+        device: "cpu", "cuda" or "cuda:1"; None for that on which the file was measured at export, else the
+            backend's best.
         precision: "fp32", "fp16", "bf16" or "int8"; None for any (an engine in fp16 comes before an ONNX
             file in fp32: it was built to be run here).
         settings: ``threads`` and options of the backend; each of those measured at export, which the
@@ -104,7 +105,8 @@ def open_runner(
         backend: A backend that opens this format.
         device: As in :func:`load`.
         settings: As in :func:`load`; the manifest's, each where it is not given, are used with the backend
-            that they were measured with (``settings["backend"]``, any when not said).
+            that they were measured with (``settings["backend"]``, any when not said), and so is the device that
+            they were measured on (``settings["device"]``), where this machine has it.
 
     Raises:
         BackendUnavailableError, IntegrityError, ArtifactError: As :func:`load`.
@@ -114,9 +116,11 @@ def open_runner(
     check_device(runner_class, device)
     runner_class.preflight(artifact.path / file.path, file.requires, device)
     own = dict(file.settings)
-    measured_with = own.pop("backend", backend)
+    measured_with, measured_on = own.pop("backend", backend), own.pop("device", None)
     if measured_with == backend:
         settings = {**own, **(settings or {})}
+        if device is None and measured_on is not None and measured_on in runner_class.usable_devices():
+            device = measured_on
     path = artifact.verified_path(file)
     return runner_class.open(path, artifact.spec, device=device, settings=settings, requires=file.requires)
 

@@ -20,30 +20,39 @@ from ganexport.environment import usable_cores
 from ganexport.errors import ParityError, UsageError
 from ganexport.export import auto as module
 from ganexport.export.auto import Search, Settings, auto
-from ganexport.export.auto_candidates import Option, _Builder, with_threads
+from ganexport.export.auto_candidates import Option, _Builder, with_layouts, with_threads
+from ganexport.runtime.onnxruntime import OnnxRuntimeRunner
 from ganexport.seeding import latents
-from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec
+from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec, spec_to_json
 
 SPEC = GeneratorSpec(
     (TensorSpec("z", "float32", ("batch", 16), Normal()),),
     (TensorSpec("image", "float32", ("batch", 3, 16, 16), range=(-1.0, 1.0), layout="NCHW"),),
     (Dim("batch", 1, 4, 8),),
 )
+
+
+def spec_of(size: int) -> GeneratorSpec:
+    """Of :func:`write_generator`'s."""
+    image = msgspec.structs.replace(SPEC.outputs[0], shape=("batch", 3, 4 * size, 4 * size))
+    return msgspec.structs.replace(SPEC, outputs=(image,))
+
+
 QUICK = Settings(batches=(1, 4), rounds=2, turn_seconds=0.02, options=BuildOptions(calibration_samples=16), budget=20.0)
 
 
-def write_generator(path: Path) -> Path:
-    """z -> Gemm -> two transposed convolutions -> tanh."""
+def write_generator(path: Path, width: int = 32, size: int = 4) -> Path:
+    """z -> Gemm -> two transposed convolutions -> tanh; pictures of four times ``size``."""
     rng = np.random.default_rng(0)
 
     def weights(*shape: int, scale: float) -> np.ndarray:
         return (rng.standard_normal(shape) * scale).astype(np.float32)
 
     constants = {
-        "w0": weights(16, 32 * 16, scale=0.25),
-        "w1": weights(32, 16, 4, 4, scale=0.09),
-        "w2": weights(16, 3, 4, 4, scale=0.12),
-        "shape": np.array([0, 32, 4, 4], np.int64),
+        "w0": weights(16, width * size**2, scale=0.25),
+        "w1": weights(width, width // 2, 4, 4, scale=0.5 / width**0.5),
+        "w2": weights(width // 2, 3, 4, 4, scale=0.48 / (width // 2) ** 0.5),
+        "shape": np.array([0, width, size, size], np.int64),
     }
     nodes = [
         helper.make_node("Gemm", ["z", "w0"], ["a"]),
@@ -55,11 +64,11 @@ def write_generator(path: Path) -> Path:
         helper.make_node("Tanh", ["f"], ["image"]),
     ]
     z = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 16])
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 16, 16])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 4 * size, 4 * size])
     tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "g", [z], [image], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx_file.write_spec(model, SPEC)
+    onnx_file.write_spec(model, spec_of(size))
     onnx.save(model, path)
     return path
 
@@ -249,3 +258,94 @@ def test_the_command(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = CliRunner().invoke(command, [*arguments, "-o", str(tmp_path / "a")], catch_exceptions=False)
     assert result.exit_code == 0
     assert seen == [Settings(batches=(2,), goal="latency", min_psnr=37.0)]
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime says that it has a GPU; what is opened there runs on the processor."""
+    opened = OnnxRuntimeRunner.open.__func__
+
+    def usable(_cls: type) -> tuple[str, ...]:
+        return ("cpu", "cuda")
+
+    def stand_in(cls: type, path: Path, spec: GeneratorSpec, *, device: str | None = None, **words: Any) -> Any:
+        runner = opened(cls, path, spec, device="cpu", **words)
+        runner.device = "cuda:0" if device == "cuda" else "cpu"
+        return runner
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "usable_devices", classmethod(usable))
+    monkeypatch.setattr(OnnxRuntimeRunner, "open", classmethod(stand_in))
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_a_gpu_adds_fp32_tf32_and_fp16_launched_and_replayed(tmp_path: Path) -> None:
+    source, spec = write_generator(tmp_path / "g.onnx", 128, 16), spec_of(16)
+    settings = msgspec.structs.replace(QUICK, batches=(64,))
+    builder = _Builder(onnx.load(source), source, spec, tmp_path, 64, settings, print)
+    options = {option.name: option for option in builder.onnxruntime()}
+    ways = {"fp32", "tf32", "fp16", "fp16 rewritten"}
+    on_gpu = {f"onnxruntime {way} cuda{how}" for way in ways for how in ("", " graph")}
+    assert {name for name, option in options.items() if option.device == "cuda"} == on_gpu
+    assert {option.device for name, option in options.items() if name not in on_gpu} == {"cpu"}
+    assert options["onnxruntime tf32 cuda graph"].settings == {"tf32": True, "cuda_graph": True}
+    rewritten = onnx.load(options["onnxruntime fp16 rewritten cuda"].path)
+    assert "ConvTranspose" not in {node.op_type for node in rewritten.graph.node}
+    feeds = latents(SPEC, 5, 0, 4)
+    with ganexport.load(source) as truth:
+        wanted = truth.run(feeds)["image"]
+    for name in ("onnxruntime fp16 cuda", "onnxruntime fp16 rewritten cuda"):
+        with module.open_option(options[name].path, "onnxruntime", "cuda", {}, spec_to_json(spec)) as runner:
+            error = np.mean((runner.run(feeds)["image"] - wanted) ** 2)
+        assert 10 * np.log10(4.0 / error) >= 40.0
+    (variant,) = with_layouts(options["onnxruntime fp16 cuda graph"])
+    assert variant.settings == {"cuda_graph": True, "nhwc": True}
+    assert not list(with_layouts(options["onnxruntime fp32"]))
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_a_graph_that_cannot_be_captured_is_not_tried(tmp_path: Path) -> None:
+    path = write_generator(tmp_path / "g.onnx")
+    free = msgspec.structs.replace(SPEC.outputs[0], shape=("batch", 3, "height", 16))
+    spec = msgspec.structs.replace(SPEC, outputs=(free,), dims=(*SPEC.dims, Dim("height", 1, 16, 64)))
+    options = list(_Builder(onnx.load(path), path, spec, tmp_path, 4, QUICK, print).onnxruntime())
+    assert any(option.device == "cuda" for option in options)
+    assert not any(option.settings.get("cuda_graph") for option in options)
+
+
+def test_a_gpu_that_does_not_start_leaves_the_processor(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeRunner, "usable_devices", classmethod(lambda _cls: ("cpu", "cuda")))
+    artifact = auto(source, tmp_path / "out", msgspec.structs.replace(QUICK, precision="fp32"))
+    rows = {row["name"]: row for row in artifact.manifest.report["auto"]["candidates"]}
+    assert rows["onnxruntime fp32 cuda"]["verdict"] == "rejected"
+    assert "onnxruntime-gpu" in rows["onnxruntime fp32 cuda"]["reason"]
+    (file,) = artifact.manifest.files
+    assert file.settings.get("device") != "cuda"
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_a_winner_is_loaded_on_the_device_that_it_was_measured_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = "onnxruntime tf32 cuda graph"
+
+    def measured(search: Search, names: list[str]) -> list[str]:
+        assert wanted in names
+        search.rows[wanted].milliseconds = {"1": 1.0, "4": 2.0}
+        return [wanted]
+
+    monkeypatch.setattr(Search, "_measured", measured)
+    artifact = auto(source, tmp_path / "out", QUICK)
+    (file,) = artifact.manifest.files
+    assert (file.format, file.precision) == ("onnx", "tf32")
+    assert file.settings == {"backend": "onnxruntime", "device": "cuda", "tf32": True, "cuda_graph": True}
+    with ganexport.load(artifact.path) as generator:
+        assert generator.device == "cuda:0"
+    with ganexport.load(artifact.path, device="cpu") as generator:
+        assert generator.device == "cpu"
+    monkeypatch.undo()
+    feeds = latents(SPEC, 5, 0, 4)
+    with ganexport.load(artifact.path) as generator, ganexport.load(source) as truth:
+        assert generator.device == "cpu"  # this machine has no GPU
+        np.testing.assert_allclose(generator.run(feeds)["image"], truth.run(feeds)["image"], atol=1e-4)

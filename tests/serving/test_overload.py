@@ -166,7 +166,8 @@ def keep(path: Path, accepted: np.ndarray, report: dict[str, object]) -> None:
     from benchmarks._rows import Results
 
     command = f"GANEXPORT_OVERLOAD_OUTPUT={path.name} pytest tests/serving/test_overload.py -m slow -s"
-    conditions = {"scenario": "overload", "images": IMAGES, "streams": STREAMS, "max_batch": BATCH, "max_delay_ms": DELAY_MS}
+    settings = {"streams": STREAMS, "max_batch": BATCH, "max_delay_ms": DELAY_MS}
+    conditions = {"scenario": "overload", "images": IMAGES, **settings}
     results = Results(path, "Five minutes at twice the capacity", [({"name": "ganexport serve"}, conditions)], command)
     results.add(0, {"latency": [int(seconds * 1e9) for seconds in accepted]}, items=IMAGES, facts=report)
 
