@@ -37,6 +37,18 @@ class BuildOptions(msgspec.Struct, frozen=True):
     calibration_samples: int = 64
     keep_fp32: tuple[str, ...] = ()
 
+    def only_for_tensorrt(self) -> tuple[str, ...]:
+        """Options, by their names on the command line, that were said and that no other builder reads."""
+        said = {
+            "--builder-level": self.builder_level is not None,
+            "--workspace": self.workspace_mb is not None,
+            "--timing-cache": self.timing_cache is not None,
+            "--version-compatible": self.version_compatible,
+            "--hardware-compatible": self.hardware_compatible,
+            "--compute-capability": bool(self.compute_capabilities),
+        }
+        return tuple(name for name, was in said.items() if was)
+
 
 class Built(msgspec.Struct, frozen=True):
     """What a builder left in the artifact's folder.

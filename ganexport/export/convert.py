@@ -109,10 +109,10 @@ def convert(
         )  # fmt: skip
     if optimize_for != "balanced" or bench_batches or allow_torch:
         raise UsageError("--optimize-for, --bench-batches and --allow-torch belong to --to auto")
-    precision = precision or "fp32"
-    formats.check(wanted, precision)
+    precision, options = precision or "fp32", options or BuildOptions()
+    formats.check(wanted, precision, options)
     settings = ConvertSettings(
-        precision, noise, truncation, _gives_bytes(output_dtype), options or BuildOptions(), verify_budget, min_psnr,
+        precision, noise, truncation, _gives_bytes(output_dtype), options, verify_budget, min_psnr,
         allow_mismatch, mapping,
     )  # fmt: skip
     description = describe(inputs, outputs, dims, batch, weights, weights_key, call)
@@ -171,11 +171,12 @@ def split(
     """
     wanted = tuple(dict.fromkeys([to] if isinstance(to, str) else to))
     precision = described.pop("precision", None) or "fp32"
-    formats.check(wanted, precision)
+    options = described.pop("options", None) or BuildOptions()
+    formats.check(wanted, precision, options)
     description = describe(**{key: described.pop(key) for key in _DESCRIBED if key in described})
     settings = ConvertSettings(
         precision, described.pop("noise", "error"), described.pop("truncation", None),
-        _gives_bytes(described.pop("output_dtype", None)), described.pop("options", None) or BuildOptions(),
+        _gives_bytes(described.pop("output_dtype", None)), options,
         described.pop("verify_budget", 120.0), described.pop("min_psnr", None), described.pop("allow_mismatch", False),
     )  # fmt: skip
     if described:

@@ -11,6 +11,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from ganexport.build.options import BuildOptions
 from ganexport.errors import UsageError, unknown_name
 
 #: Made from a torch module.
@@ -37,8 +38,8 @@ def load(name: str) -> ModuleType:
     return importlib.import_module({**TORCH_FORMATS, **GRAPH_FORMATS, **PACKAGES}[name])
 
 
-def check(names: tuple[str, ...], precision: str) -> None:
-    """Refuse unknown formats and precisions, and combinations that do not exist.
+def check(names: tuple[str, ...], precision: str, options: BuildOptions) -> None:
+    """Refuse unknown formats and precisions, combinations that do not exist, and options that nothing would read.
 
     Raises:
         UsageError: Naming what exists.
@@ -50,6 +51,8 @@ def check(names: tuple[str, ...], precision: str) -> None:
             raise unknown_name("format", name, FORMATS)
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
+    if "trt" not in names and (said := options.only_for_tensorrt()):
+        raise UsageError(f"{', '.join(said)}: for TensorRT alone; add --to trt, or leave it out")
     for name in names:
         if name in TORCH_FORMATS and precision != "fp32":
             raise UsageError(

@@ -188,3 +188,12 @@ def _spec(folder):
     from ganexport.artifact import Artifact
 
     return Artifact(folder).spec
+
+
+@pytest.mark.parametrize("to", [["onnx"], ["torchscript", "openvino"]])
+def test_options_that_nothing_would_read_are_refused(exported, tmp_path, to):
+    formats = [word for name in to for word in ("--to", name)]
+    result = run(exported, *formats, "-o", tmp_path / "out", "--workspace", 64, "--compute-capability", "9.0")
+    assert isinstance(result, UsageError)
+    assert str(result).startswith("--workspace, --compute-capability: for TensorRT alone; add --to trt")
+    assert not (tmp_path / "out").exists()
