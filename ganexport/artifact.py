@@ -42,13 +42,13 @@ class ArtifactFile(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         path: Relative to the artifact, always with forward slashes, inside the artifact.
         format: "onnx", "trt", "openvino", "torchscript", "aoti".
-        precision: "fp32", "fp16", "bf16" or "int8".
+        precision: "fp32", "fp16", "bf16", "int8", or "tf32": numbers in fp32, products on CUDA in TF32.
         sha256: Hexadecimal digest of the content.
         bytes: Size of the file.
         requires: What a machine needs to run it: library versions, "flavour" of TensorRT,
             "compute_capability", "platform", width of int8 weights.
         companions: sha256 by path of files that belong to it (external weights, OpenVINO's .bin).
-        settings: How the runtime should run it (threads, provider options), as measured.
+        settings: How the runtime should run it ("backend", "device", threads, provider options), as measured.
         passes: Named rewrites applied on the way, in order.
         certificate: Parity against the source; None when the check was refused or impossible.
     """

@@ -8,8 +8,6 @@ import msgspec
 
 #: ONNX opset of exported modules unless asked otherwise.
 OPSET = 20
-#: Precisions that a file may have.
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 class BuildOptions(msgspec.Struct, frozen=True):

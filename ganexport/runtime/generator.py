@@ -42,7 +42,7 @@ def load(
             the other precisions. What was passed over and why stands in :attr:`Generator.remarks`.
         device: "cpu", "cuda" or "cuda:1"; None for that on which the file was measured at export, else the
             backend's best.
-        precision: "fp32", "fp16", "bf16" or "int8"; None for any (an engine in fp16 comes before an ONNX
+        precision: "fp32", "fp16", "bf16", "tf32" or "int8"; None for any (an engine in fp16 comes before an ONNX
             file in fp32: it was built to be run here).
         settings: ``threads`` and options of the backend; each of those measured at export, which the
             manifest records, where it is not given.
