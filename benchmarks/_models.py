@@ -72,7 +72,8 @@ class Dcgan(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Images in (-1, 1)."""
-        return self.layers(z[:, :, None, None])
+        image: Tensor = self.layers(z[:, :, None, None])
+        return image
 
 
 class _UpBlock(nn.Module):
@@ -85,7 +86,8 @@ class _UpBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv1(self.up(torch.relu(self.norm1(x))))
-        return self.skip(self.up(x)) + self.conv2(torch.relu(self.norm2(main)))
+        total: Tensor = self.skip(self.up(x)) + self.conv2(torch.relu(self.norm2(main)))
+        return total
 
 
 class ResNet64(nn.Module):
@@ -100,7 +102,8 @@ class ResNet64(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Images in (-1, 1)."""
-        return self.last(self.blocks(self.first(z).view(-1, 8 * self.width, 4, 4)))
+        image: Tensor = self.last(self.blocks(self.first(z).view(-1, 8 * self.width, 4, 4)))
+        return image
 
 
 def dcgan64() -> tuple[nn.Module, GeneratorSpec]:
@@ -154,7 +157,8 @@ class _DenseBlock(nn.Module):
         features = x
         for layer in list(self.layers)[:-1]:
             features = torch.cat([features, nn.functional.leaky_relu(layer(features), 0.2)], 1)
-        return x + 0.2 * self.layers[-1](features)
+        total: Tensor = x + 0.2 * self.layers[-1](features)
+        return total
 
 
 class Rrdbnet(nn.Module):
@@ -168,12 +172,12 @@ class Rrdbnet(nn.Module):
         )
         self.after = nn.Conv2d(width, width, 3, padding=1)
         self.ups = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-        self.last = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)])
+        self.before, self.final = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):  # the paper's small initialisation
                 nn.init.kaiming_normal_(layer.weight)
                 layer.weight.data.mul_(0.1)
-                nn.init.zeros_(layer.bias)
+                layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
 
     def forward(self, image: Tensor) -> Tensor:
         """Four times as many pixels each way."""
@@ -184,17 +188,21 @@ class Rrdbnet(nn.Module):
         for layer in self.ups:
             larger = nn.functional.interpolate(features, scale_factor=2.0, mode="nearest")
             features = nn.functional.leaky_relu(layer(larger), 0.2)
-        return self.last[1](nn.functional.leaky_relu(self.last[0](features), 0.2))
+        upscaled: Tensor = self.final(nn.functional.leaky_relu(self.before(features), 0.2))
+        return upscaled
 
 
 def rrdbnet() -> tuple[nn.Module, GeneratorSpec]:
     """ESRGAN's generator from 64 to 256 pixels, its result brought to the range of pictures."""
     torch.manual_seed(0)
-    module = Rrdbnet().eval()
+    module = Rrdbnet()
+    module.eval()
     with torch.no_grad():
         result = module(torch.rand(1, 3, 64, 64))
-        module.last[1].weight.mul_(0.2 / result.std())
-        module.last[1].bias.copy_(0.5 - 0.2 * result.mean() / result.std())
+        module.final.weight.mul_(0.2 / result.std())
+        module.final.bias = nn.Parameter(
+            module.final.weight.new_full((3,), 0.5 - 0.2 * float(result.mean() / result.std()))
+        )
     spec = GeneratorSpec(
         (TensorSpec("image", "float32", ("batch", 3, 64, 64), Uniform(0.0, 1.0)),),
         (TensorSpec("upscaled", "float32", ("batch", 3, 256, 256), range=(0.0, 1.0), layout="NCHW"),),

@@ -152,10 +152,11 @@ class PlainLoop:
             points = {"r1": real, "r2": fake}[name].detach().clone().requires_grad_()
         scores = self._score(points, fake_labels if name == "r2" else labels)
         (slope,) = torch.autograd.grad(scores.sum(), points, create_graph=True)
-        squares = slope.square().sum((1, 2, 3))  # [N]
+        squares: Tensor = slope.square().sum((1, 2, 3))  # [N]
         if name == "gradient-penalty":
-            return weight * ((squares + 1e-12).sqrt() - options["target"]).square().mean()
-        return weight / 2 * squares.mean()
+            distance = (squares + 1e-12).sqrt() - options["target"]
+            return torch.mul(distance.square().mean(), weight)
+        return torch.mul(squares.mean(), weight / 2)
 
     def _discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         name = self.recipe.objective.name

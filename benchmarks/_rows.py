@@ -35,7 +35,7 @@ class Results:
         from ganexport.environment import describe
 
         self.path = path
-        self.head = {
+        self.head: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "title": title,
             "environment": describe(),

@@ -60,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.warm:
         return _warm(options.warm)
     deadline = Deadline(options.deadline)
-    models = {"tiny": (1, 4)} if options.cpu else {name: MODELS[name] for name in options.models.split(",")}
+    models = {name: MODELS[name] for name in options.models.split(",")}
+    if options.cpu:
+        models = {"tiny": (1, 4)}
     results = Results(options.output, f"Inference backends: {', '.join(models)}", list(_plan(models, options.cpu)))
     try:
         import ganexport.bench.candidates
@@ -343,7 +345,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _quality(parity: dict[str, Any]) -> str:
-    return parity.get("verdict", "") + (f", {parity['psnr']:.0f} dB" if parity.get("psnr") else "")
+    return str(parity.get("verdict", "")) + (f", {parity['psnr']:.0f} dB" if parity.get("psnr") else "")
 
 
 def table(report: Any) -> str:

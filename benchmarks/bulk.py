@@ -214,7 +214,8 @@ def _entry(kind: str, number: int) -> str:
 
 def _check_complete(folder: Path, kind: str, shards: int) -> list[str]:
     """Every shard with its listed checksum, and nothing else in the folder."""
-    listed = dict(reversed(line.split("  ")) for line in (folder / CHECKSUMS).read_text().splitlines())
+    lines = (line.partition("  ") for line in (folder / CHECKSUMS).read_text().splitlines())
+    listed = {name: checksum for checksum, _, name in lines}
     wanted = {_entry(kind, number) for number in range(shards)}
     wrong = [f"{name}: not listed" for name in wanted - set(listed)] + [f"{n}: too much" for n in set(listed) - wanted]
     wrong += [

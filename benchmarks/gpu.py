@@ -141,7 +141,7 @@ def environment(run: Run) -> Outcome:
     working = []
     for index, (name, arguments) in enumerate(probes):
         if name == "TensorRT libraries":
-            facts = {"found": _find_libraries()}
+            facts: dict[str, Any] = {"found": _find_libraries()}
         elif name == "compilers":
             facts = {tool: _version_of(tool) for tool in ("nvcc", "cmake", "ninja", "compute-sanitizer", "trtexec")}
         else:

@@ -164,7 +164,8 @@ def _in_graph(function: Callable[[Tensor], tuple[Tensor, Tensor]], batches: list
         for batch in batches[:3]:
             function(batch)
     torch.cuda.current_stream().wait_stream(stream)
-    graph, kept = torch.cuda.CUDAGraph(), []
+    graph = torch.cuda.CUDAGraph()
+    kept: list[Any] = []
     with torch.cuda.graph(graph):
         kept.extend(function(batch) for batch in batches)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

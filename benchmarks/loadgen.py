@@ -63,8 +63,13 @@ def measure(model: str, options: argparse.Namespace) -> Report:
         ours = WorkerProcess(Candidate(OURS, "", variables={"OMP_NUM_THREADS": str(options.threads)}))
         theirs = WorkerProcess(Candidate(THEIRS, "", variables={"OMP_NUM_THREADS": str(options.threads)}))
         with ours, theirs:
-            arguments = {"path": str(path), "backend": "onnxruntime", "device": "cpu", "spec": spec_to_json(spec)}
-            arguments["settings"] = {"threads": options.threads}
+            arguments = {
+                "path": str(path),
+                "backend": "onnxruntime",
+                "device": "cpu",
+                "spec": spec_to_json(spec),
+                "settings": {"threads": options.threads},
+            }
             opened = ours.ask("open", factory="ganexport.bench.factories:open_file", arguments=arguments)
             ours.pause()
             about = _call(theirs, "open_model", path=str(path), threads=options.threads)
@@ -146,9 +151,9 @@ def agreement(report: Report) -> list[tuple[str, int, float, float, stats.Interv
     found = []
     for scenario in dict.fromkeys(scenario for scenario, _ in rows):
         ours, theirs = (rounds_of(rows[scenario, name], "end_to_end") for name in (OURS, THEIRS))
-        medians = [stats.median_interval(rounds).value for rounds in (ours, theirs)]
+        own, other = (stats.median_interval(rounds).value for rounds in (ours, theirs))
         batch = int(rows[scenario, OURS].conditions["sizes"]["batch"])
-        found.append((scenario, batch, *medians, stats.ratio_interval(ours, theirs)))
+        found.append((scenario, batch, own, other, stats.ratio_interval(ours, theirs)))
     return found
 
 

@@ -20,14 +20,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import ganexport
 from benchmarks._rows import Results, median, say
 from ganexport.runtime.generator import Generator
+from ganexport.runtime.onnxruntime import OnnxRuntimeRunner
 from ganexport.seeding import latents
 from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec, spec_to_json
 
@@ -81,7 +84,7 @@ def main() -> int:
 def tiny_model(latent: int) -> bytes:
     """z [batch, latent] → tanh of one matrix product → [batch, 1, 28, 28], with its spec in the metadata."""
     random = np.random.default_rng(0)
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "weight": random.normal(0, latent**-0.5, (latent, 784)).astype(np.float32),
         "shape": np.array([-1, 1, 28, 28], np.int64),
     }
@@ -103,12 +106,14 @@ def tiny_model(latent: int) -> bytes:
     )
     helper.set_model_props(model, {"ganexport.spec": spec_to_json(spec)})
     onnx.checker.check_model(model)
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def measure(generator: Generator, batch: int, calls: int) -> dict[str, list[int]]:
     """Nanoseconds of each call, in turn."""
     feeds = latents(generator.spec, 7, n=batch)
+    assert isinstance(generator.runner, OnnxRuntimeRunner)
     session = generator.runner._session  # the engine itself, for what it takes without us
     names = [output.name for output in session.get_outputs()]
     seeds = itertools.count()

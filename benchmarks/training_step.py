@@ -227,14 +227,17 @@ class _Trainer:
         module = ARCHITECTURES.load(work.architecture)
         options = module.Options(**work.options)
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-        networks = [make(options).to(device, memory_format=layout) for make in (module.generator, module.discriminator)]
+        generator, discriminator = (
+            make(options).to(device, memory_format=layout) for make in (module.generator, module.discriminator)
+        )
         names = work.regularizers if setting.penalty else ()
         regularizers = [(loaded, loaded.Options()) for loaded in map(REGULARIZERS.load, names)]
         self.scalers: list[Any] = [None, None]
         if setting.precision == "fp16":
             self.scalers = [torch.amp.GradScaler(device.type) for _ in range(2)]
         self.step = TrainingStep(
-            *networks,
+            generator,
+            discriminator,
             OBJECTIVES.load(work.objective),
             regularizers,
             precision=setting.precision,
@@ -245,7 +248,7 @@ class _Trainer:
         )
         self.optimizers = [
             torch.optim.Adam(network.parameters(), lr=1e-4, betas=work.betas, fused=True)
-            for network in reversed(networks)
+            for network in (discriminator, generator)
         ]
         size = work.options["image_size"]
         real = torch.rand(setting.batch, 3, size, size, device=device) * 2 - 1
@@ -306,7 +309,7 @@ def _profile(trainer: _Trainer, iterations: int = 3) -> dict[str, Any]:
     Returns:
         ``gpu_busy_ns`` and ``gpu_kernels`` (launches) an iteration; ``kernels``: name, ns and launches of the longest.
     """
-    from torch.autograd import DeviceType
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     try:

@@ -31,7 +31,7 @@ from ganexport.measure.candidate import Candidate
 from ganexport.measure.conductor import Conductor
 from ganexport.measure.plan import Plan
 from ganexport.measurement import SCHEMA_VERSION, Measurement, Report, report_from_json, report_to_json
-from ganexport.runtime.base import Runner
+from ganexport.runtime.base import Feeds, Runner
 from ganexport.spec import Dim, GeneratorSpec, Normal, TensorSpec, spec_to_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,8 @@ class KnownRunner(Runner):
         )
         self.device, self.runtime = "cpu", "known 1.0"
         self._generator = np.random.Generator(np.random.Philox(seed))
-        self._milliseconds, self._feeds, self._end = milliseconds, {}, 0.0
+        self._milliseconds, self._end = milliseconds, 0.0
+        self._feeds: Feeds = {}
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -135,8 +136,13 @@ def candidates(pair: str, kind: str, run: int, folder: Path, threads: int) -> li
     for name, layers in (("old", LAYERS), ("new", MORE if slower else LAYERS)):
         path = folder / f"chain{layers}.onnx"
         spec = chain(path, layers)
-        arguments = {"path": str(path), "backend": "onnxruntime", "device": "cpu", "spec": spec_to_json(spec)}
-        arguments["settings"] = {"threads": threads}
+        arguments = {
+            "path": str(path),
+            "backend": "onnxruntime",
+            "device": "cpu",
+            "spec": spec_to_json(spec),
+            "settings": {"threads": threads},
+        }
         about = {"backend": "onnxruntime", "layers": layers, "threads": threads}
         variables = {"OMP_NUM_THREADS": str(threads)}
         found.append(Candidate(name, "ganexport.bench.factories:open_file", arguments, about, variables))
