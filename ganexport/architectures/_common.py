@@ -86,6 +86,16 @@ class LayerNorm2d(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W], normalised; on a CPU in float32, as autocast has it on CUDA.
+
+        Of bfloat16 with float32 weights, torch's kernel there keeps float32 statistics where its shape function
+        promises bfloat16: a captured double backward then hands convolutions a float32 gradient, which oneDNN refuses.
+        """
+        if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+            return super().forward(x.float()).to(x.dtype)
+        return super().forward(x)
+
 
 def critic_norm(kind: str, channels: int) -> nn.Module:
     """A discriminator's normalisation: "none", "batch", "layer" or "instance"."""

@@ -144,6 +144,10 @@ def test_lowered_with_eagers_gradients(objective, regularized, architecture, pre
     check_compiled(objective, regularized, architecture, "default", precision)
 
 
+def test_layer_normalisation_compiled_in_bf16():
+    train(check_compiled("wasserstein", "two-sided", "resnet/0", "aot_eager", "bf16"), 2)
+
+
 def test_a_minibatch_deviation_trains_in_fp16():
     train(build("non-saturating", "r1", "stylegan2/0", precision="fp16"), 1)
 
