@@ -22,6 +22,7 @@ from ganexport.objectives.regularizers._convolution import teach_compiler
 from ganexport.objectives.regularizers._options import scores_and_gradient
 from ganexport.training import precision as precisions
 from ganexport.training.replay import CudaGraph, Updates
+from ganexport.training.spectral import make_capturable
 
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "aot_eager")
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -90,6 +91,9 @@ class TrainingStep:
         # Statistics over the batch must not mix real with generated images; without them one pass does for both.
         self._separate = any(is_batch_coupled(module) for module in discriminator.modules())
         self._repeatable = is_repeatable(discriminator)
+        if self.compile != "off":
+            for network in self.networks.values():
+                make_capturable(network)
 
     # ---- discriminator ------------------------------------------------------------------------
 

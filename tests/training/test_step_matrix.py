@@ -1,7 +1,7 @@
 """Objective x regularizer x architecture: every sensible cell trains, eager and compiled, fp32 and bf16, with the
 gradients of float64. The default run covers every pair of regularizer with objective and with architecture in eager
-mode and a few compiled cells; ``-m slow`` runs the whole product, compiled by aot_eager (with fewer layers of each
-kind), and more inductor cells.
+mode and a few compiled cells; ``-m slow`` runs the whole product, compiled by aot_eager, and more inductor cells. What
+is compiled has fewer layers of each kind.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def errors(objective: str, regularized: str, architecture: str, draw: int = 0, *
 def check_compiled(objective: str, regularized: str, architecture: str, mode: str, precision: str) -> Cell:
     """Error against float64 at most twice eager's own, plus 1e-6, in the same precision; the compiled cell."""
     fresh_graphs()
-    more = SMALLER.get(architecture.partition("/")[0], {}) if mode == "aot_eager" else {}
+    more = SMALLER.get(architecture.partition("/")[0], {})
     draw = smooth_draw(objective, regularized, architecture, more)
     ways: list[dict] = [{"dtype": torch.float64}, {"precision": precision}, {"precision": precision, "compile": mode}]
     cells = [build(objective, regularized, architecture, more=more, **way).drawn(draw) for way in ways]
