@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ganexport.errors import BackendUnavailableError
+from ganexport.errors import BackendUnavailableError, UsageError
 from ganexport.runtime.base import Runner
 from ganexport.spec import GeneratorSpec, spec_from_json
 
@@ -78,7 +78,13 @@ def open_torch(
     """
     from ganexport.export.source import Description, TorchSource, open_source
 
-    opened = open_source(source, Description())
+    try:
+        opened = open_source(source, Description())
+    except UsageError as error:
+        if "--input" not in str(error):
+            raise
+        reason = "its inputs are not described; convert it and measure the artifact"
+        raise BackendUnavailableError(f"{source}: {reason}") from None
     assert isinstance(opened, TorchSource), source
     spec = opened.spec
     if not spec.outputs:

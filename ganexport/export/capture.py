@@ -22,8 +22,7 @@ import torch.fx.traceback
 from ganexport.errors import ExportError
 from ganexport.export.complex_pairs import PairedModule, has_complex, is_complex
 from ganexport.export.prepare._location import foreign, innermost
-from ganexport.export.wrapped import Seen, Wrapped, tensors_of
-from ganexport.seeding import latents
+from ganexport.export.wrapped import Seen, Wrapped, draw_inputs, tensors_of
 from ganexport.spec import BATCH, Dim, GeneratorSpec
 
 
@@ -38,8 +37,7 @@ def example_sizes(spec: GeneratorSpec) -> dict[str, int]:
 
 def example_inputs(spec: GeneratorSpec) -> tuple[torch.Tensor, ...]:
     """Inputs at :func:`example_sizes`."""
-    sizes = example_sizes(spec)
-    return tensors_of(spec, latents(spec, 0, 0, sizes.get(BATCH, 1), sizes=sizes))
+    return tensors_of(spec, draw_inputs(spec, example_sizes(spec)))
 
 
 def _symbol(dim: Dim) -> Any:

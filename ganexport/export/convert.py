@@ -108,7 +108,7 @@ def convert(
             batches=bench_batches, allow_torch=allow_torch, progress=progress,
         )  # fmt: skip
     if optimize_for != "balanced" or bench_batches or allow_torch:
-        raise UsageError("--optimize-for, --bench-batches and --allow-torch belong to --to auto")
+        raise UsageError("--optimize-for, --bench-batch and --allow-torch belong to --to auto")
     precision, options = precision or "fp32", options or BuildOptions()
     formats.check(wanted, precision, options)
     settings = ConvertSettings(

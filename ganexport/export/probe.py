@@ -11,8 +11,7 @@ import torch
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.complex_pairs import COMPLEX_OUTPUT
 from ganexport.export.prepare.randomness import Draw
-from ganexport.export.wrapped import Wrapped, run_module, tensors_of
-from ganexport.seeding import latents
+from ganexport.export.wrapped import Wrapped, draw_inputs, run_module, tensors_of
 from ganexport.spec import BATCH, GeneratorSpec, TensorSpec
 
 Shape = tuple[int | str, ...]
@@ -67,7 +66,7 @@ def probe(
     names: list[str] | None = None
     dtypes: list[str] = []
     for index, sizes in enumerate(points):
-        feeds = tensors_of(spec, latents(spec, 0, 0, sizes.get(BATCH, 1), sizes=sizes))
+        feeds = tensors_of(spec, draw_inputs(spec, sizes))
         try:
             outputs = run_module(function, feeds)
         except ExportError as error:

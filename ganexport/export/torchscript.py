@@ -14,9 +14,7 @@ from ganexport.errors import ExportError
 from ganexport.export.capture import example_inputs, example_sizes
 from ganexport.export.prepare.recurrent import refuse
 from ganexport.export.prepared import Prepared
-from ganexport.export.wrapped import tensors_of
-from ganexport.seeding import latents
-from ganexport.spec import BATCH
+from ganexport.export.wrapped import draw_inputs, tensors_of
 
 PRECISIONS = ("fp32",)
 
@@ -97,7 +95,7 @@ def _differs(prepared: Prepared, module: Any) -> str:
         if size != shown[dim.name]
     ]
     for number, sizes in enumerate(trials):
-        feeds = latents(spec, 1, number, sizes.get(BATCH, 1), sizes=sizes)
+        feeds = draw_inputs(spec, sizes, 1, number)
         truth = prepared.reference.run(feeds)
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
         try:

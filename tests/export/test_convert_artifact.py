@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import ganexport
 from ganexport.artifact import GOLDEN, Artifact, sha256_file
@@ -406,3 +407,31 @@ def test_a_foreign_folder_is_not_overwritten(artifact, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     assert run(["convert", str(artifact.path), "--to", "openvino", "-o", str(tmp_path / "mine")]) == 2
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+class FixedShapes(torch.nn.Module):
+    """z [4, 8] → [4, 3, 4, 4], or z [8] → [3, 4, 4]."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = torch.nn.Linear(8, 48)
+
+    def forward(self, z):
+        return torch.tanh(self.project(z)).view(*z.shape[:-1], 3, 4, 4)
+
+
+@pytest.mark.parametrize(("shape", "layout"), [("4,8", "NCHW"), ("8", "CHW")])
+def test_a_generator_of_fixed_shapes_is_shown_them(tmp_path, shape, layout):
+    artifact = convert(
+        FixedShapes().eval(), to=["onnx", "torchscript"], output=tmp_path / "a", inputs=[f"z=normal[{shape}]"],
+        outputs=[f"image=[-1,1]:{layout}"], verify_budget=2.0,
+    )  # fmt: skip
+    sizes = tuple(map(int, shape.split(",")))
+    assert artifact.spec.inputs[0].shape == sizes
+    assert artifact.spec.outputs[0].shape == (*sizes[:-1], 3, 4, 4)
+    z = np.random.default_rng(0).standard_normal(sizes).astype(np.float32)
+    for backend in ("onnxruntime", "torchscript"):
+        with ganexport.load(artifact.path, backend) as generator, torch.no_grad():
+            found = generator.run({"z": z})["image"]
+            np.testing.assert_allclose(found, FixedShapes()(torch.from_numpy(z)).numpy(), atol=1e-5)
