@@ -50,8 +50,9 @@ class CapturedSpectralNorm(_SpectralNorm):
             u, v = torch.ops.ganexport.power_iteration(
                 matrix.detach(), self._u, self._v, self.n_power_iterations, self.eps
             )
-            self._u.copy_(u)
-            self._v.copy_(v)
+            # As torch does it, by out=: inside torch.func.grad, copy_ into what is not the function's own is refused.
+            torch.mul(u, 1.0, out=self._u)
+            torch.mul(v, 1.0, out=self._v)
         return weight / torch.vdot(u, torch.mv(matrix, v))
 
 
