@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -184,7 +185,8 @@ def show(artifact: Any) -> None:
     for file in artifact.manifest.files:
         if file.certificate and file.certificate.verdict == "partial":
             console.print(f"{file.path}: {'; '.join(file.certificate.notes)}")
-    console.print(f"wrote {artifact.path}; next: ganexport generate {artifact.path} -n 64 -o grid.png")
+    named = shlex.quote(str(artifact.path))
+    console.print(f"wrote {artifact.path}; next: ganexport generate {named} -n 64 -o grid.png", soft_wrap=True)
 
 
 def told(certificate: Any) -> tuple[str, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import click
 
@@ -93,4 +94,5 @@ def command(
         click.echo(f"fastest sound settings here: {chosen['name']}; nothing was trained")
     elif not result.already_finished:
         click.echo(f"{result.run}: {result.step} steps in {result.seconds:.1f} s")
-        click.echo(f"look at {result.run}/samples and {result.run}/curves.png; next: ganexport convert {result.run}")
+        named = shlex.quote(str(result.run))
+        click.echo(f"look at {result.run}/samples and {result.run}/curves.png; next: ganexport convert {named}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -435,3 +436,11 @@ def test_a_generator_of_fixed_shapes_is_shown_them(tmp_path, shape, layout):
         with ganexport.load(artifact.path, backend) as generator, torch.no_grad():
             found = generator.run({"z": z})["image"]
             np.testing.assert_allclose(found, FixedShapes()(torch.from_numpy(z)).numpy(), atol=1e-5)
+
+
+def test_the_next_command_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "it's here"
+    described = ["--input", "z=normal[batch,8]", "--batch", "1:2:3", "--verify-budget", "1"]
+    assert run(["convert", "generators.tiny:Trap", "--to", "onnx", *described, "-o", str(folder)]) == 0
+    told = capsys.readouterr().out.split("next: ")[1]
+    assert shlex.split(told)[:3] == ["ganexport", "generate", str(folder)]
