@@ -177,7 +177,8 @@ class Rrdbnet(nn.Module):
             if isinstance(layer, nn.Conv2d):  # the paper's small initialisation
                 nn.init.kaiming_normal_(layer.weight)
                 layer.weight.data.mul_(0.1)
-                layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """Four times as many pixels each way."""
@@ -200,9 +201,8 @@ def rrdbnet() -> tuple[nn.Module, GeneratorSpec]:
     with torch.no_grad():
         result = module(torch.rand(1, 3, 64, 64))
         module.final.weight.mul_(0.2 / result.std())
-        module.final.bias = nn.Parameter(
-            module.final.weight.new_full((3,), 0.5 - 0.2 * float(result.mean() / result.std()))
-        )
+        assert module.final.bias is not None
+        module.final.bias.copy_(0.5 - 0.2 * result.mean() / result.std())
     spec = GeneratorSpec(
         (TensorSpec("image", "float32", ("batch", 3, 64, 64), Uniform(0.0, 1.0)),),
         (TensorSpec("upscaled", "float32", ("batch", 3, 256, 256), range=(0.0, 1.0), layout="NCHW"),),

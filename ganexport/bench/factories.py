@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ganexport.errors import BackendUnavailableError, UsageError
+from ganexport.errors import BackendUnavailableError
 from ganexport.runtime.base import Runner
 from ganexport.spec import GeneratorSpec, spec_from_json
 
@@ -76,13 +76,11 @@ def open_torch(
         precision: "fp32", "tf32", "bf16", "fp16": the last two under autocast.
         threads: torch's intra-op threads.
     """
-    from ganexport.export.source import Description, TorchSource, open_source
+    from ganexport.export.source import Description, TorchSource, UndescribedError, open_source
 
     try:
         opened = open_source(source, Description())
-    except UsageError as error:
-        if "--input" not in str(error):
-            raise
+    except UndescribedError:
         reason = "its inputs are not described; convert it and measure the artifact"
         raise BackendUnavailableError(f"{source}: {reason}") from None
     assert isinstance(opened, TorchSource), source

@@ -166,8 +166,8 @@ def _base(
         rehearse(Path(source), ("openvino", "trt"))  # whose parsers read what is made from it
     formats = ("onnx", "torchscript") if settings.allow_torch else ("onnx",)
     return convert(
-        source, to=formats, output=output, options=BuildOptions(settings.options.opset), verify_budget=settings.budget,
-        progress=say, **described,
+        source, to=formats, output=output, options=BuildOptions(opset=settings.options.opset),
+        verify_budget=settings.budget, progress=say, **described,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -155,7 +156,7 @@ class _Builder:
 
     def _on_cpu(self, backend: str, settings: dict[str, Any], opset: dict[str, str]) -> Iterator[Option]:
         if self._wants("fp32"):
-            yield Option("onnxruntime fp32", backend, "onnx", "fp32", str(self._copy()), (), settings, (), opset)
+            yield Option("onnxruntime fp32", backend, "onnx", "fp32", str(self._plain), (), settings, (), opset)
             model, passes = rewrite(self.model, Target(backend, "fp32", self.batch))
             if passes:
                 file = str(self._save(model, "ort-fp32", "generator.onnx"))
@@ -171,28 +172,31 @@ class _Builder:
 
     def _on_cuda(self, requires: dict[str, str]) -> Iterator[Option]:
         """fp32, TF32 and fp16, the last also with transposed convolutions as convolutions; launched and replayed."""
-        found: list[tuple[str, str, str, tuple[str, ...], dict[str, Any]]] = []
-        if self._wants("fp32"):
-            file = str(self._copy())
-            found.append(("fp32", "fp32", file, (), {}))
-            if self.wanted.precision == "auto":
-                found.append(("tf32", "tf32", file, (), {"tf32": True}))
-        if self._wants("fp16"):
-            from ganexport.build.precision import low_precision
+        from ganexport.build.precision import low_precision
 
-            file = str(self._save(low_precision(self.model, "fp16"), "cuda-fp16", "generator.fp16.onnx"))
-            found.append(("fp16", "fp16", file, ("fp16",), {}))
+        def option(name: str, precision: str, file: Path, *passes: str, **settings: Any) -> Option:
+            return Option(
+                f"onnxruntime {name} cuda", "onnxruntime", "onnx", precision, str(file), device="cuda",
+                settings=settings, passes=passes, requires=requires,
+            )  # fmt: skip
+
+        found = []
+        if self._wants("fp32"):
+            found.append(option("fp32", "fp32", self._plain))
+            if self.wanted.precision == "auto":
+                found.append(option("tf32", "tf32", self._plain, tf32=True))
+        if self._wants("fp16"):
+            file = self._save(low_precision(self.model, "fp16"), "cuda-fp16", "generator.fp16.onnx")
+            found.append(option("fp16", "fp16", file, "fp16"))
             model, passes = rewrite(self.model, Target("onnxruntime-cuda", "fp16", self.batch))
             if passes:
-                file = str(self._save(low_precision(model, "fp16"), "cuda-fp16r", "generator.fp16.onnx"))
-                found.append(("fp16 rewritten", "fp16", file, (*passes, "fp16"), {}))
-        ways: dict[str, dict[str, Any]] = {"": {}} | ({" graph": {"cuda_graph": True}} if can_graph(self.spec) else {})
-        for name, precision, file, passes, settings in found:
-            for way, more in ways.items():
-                yield Option(
-                    f"onnxruntime {name} cuda{way}", "onnxruntime", "onnx", precision, file,
-                    settings=settings | more, device="cuda", passes=passes, requires=requires,
-                )  # fmt: skip
+                file = self._save(low_precision(model, "fp16"), "cuda-fp16r", "generator.fp16.onnx")
+                found.append(option("fp16 rewritten", "fp16", file, *passes, "fp16"))
+        for launched in found:
+            yield launched
+            if can_graph(self.spec):
+                settings = {**launched.settings, "cuda_graph": True}
+                yield msgspec.structs.replace(launched, name=f"{launched.name} graph", settings=settings)
 
     def openvino(self) -> Iterator[Option]:
         """fp32, bf16 and int8; the last two on rewritten graphs too."""
@@ -309,7 +313,9 @@ class _Builder:
         onnx_file.save_model(model, path)
         return path
 
-    def _copy(self) -> Path:
+    @functools.cached_property
+    def _plain(self) -> Path:
+        """The fp32 file as it is."""
         return self._save(self.model, "ort", "generator.onnx")
 
 

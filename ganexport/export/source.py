@@ -22,6 +22,10 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
 _SPEC_FROM_SAMPLES = "describe its inputs, e.g. --input 'z=normal[batch,128]'"
 
 
+class UndescribedError(UsageError):
+    """A module that says nothing of its inputs, and neither did the user."""
+
+
 class Description(msgspec.Struct, frozen=True):
     """What the user says about a generator, beyond naming it.
 
@@ -297,7 +301,7 @@ def _from_module(
         spec = _override_dims(msgspec.structs.replace(description.assumed, outputs=()), description.dims)
     elif spec is None:
         if not description.inputs:
-            raise UsageError(f"{name}: {_SPEC_FROM_SAMPLES}")
+            raise UndescribedError(f"{name}: {_SPEC_FROM_SAMPLES}")
         spec = GeneratorSpec(description.inputs, (), _used_dims(description), name.rpartition(":")[2])
     else:
         if description.inputs:

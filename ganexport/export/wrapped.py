@@ -26,7 +26,8 @@ from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
 from ganexport.export.prepare.randomness import Draw, Randomness
 from ganexport.export.prepare.recurrent import FreeLengthRecurrence
 from ganexport.export.prepare.spectral import SpectralAsConvolution
-from ganexport.seeding import batched, latents
+from ganexport.measure.feeds import resolve_sizes
+from ganexport.seeding import latents
 from ganexport.spec import BATCH, GeneratorSpec, TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -227,9 +228,8 @@ def _takes_keywords(module: torch.nn.Module, names: list[str]) -> bool:
 
 def draw_inputs(spec: GeneratorSpec, sizes: Mapping[str, int], seed: int = 0, start: int = 0) -> dict[str, Any]:
     """Inputs of these sizes; where the first size is a fixed one, as many samples as it says."""
-    whole = batched(spec).batch
-    fixed = 1 if whole is None else whole.min
-    return latents(spec, seed, start, sizes.get(BATCH, fixed), sizes=sizes)
+    resolved = resolve_sizes(spec, sizes)
+    return latents(spec, seed, start, resolved.get(BATCH, 1), sizes=resolved)
 
 
 def tensors_of(spec: GeneratorSpec, feeds: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:

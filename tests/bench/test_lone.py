@@ -11,8 +11,9 @@ import pytest
 
 from ganexport.bench.api import benchmark
 from ganexport.bench.candidates import find_candidates
+from ganexport.bench.factories import open_torch
 from ganexport.bench.lone import Said, profiles, spec_of_ports
-from ganexport.errors import UsageError
+from ganexport.errors import BackendUnavailableError, UsageError
 from ganexport.runtime.base import Tensor
 from ganexport.spec import Dim, Normal, parse_dim, parse_input, spec_from_json
 from tests.bench import onnx_models
@@ -185,3 +186,10 @@ def test_a_report_of_lone_files_is_plain_json(folder, tmp_path):
     done = run(folder / "g.ts", "--input", "z=normal[batch,16]", "--seconds", "0.1", "--rounds", "2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["measurements"][0]["candidate"]["format"] == "torchscript"
+
+
+def test_a_factory_that_says_nothing_of_its_inputs_is_told_to_be_converted(tmp_path, monkeypatch):
+    (tmp_path / "bare_factory.py").write_text("import torch\n\n\ndef make():\n    return torch.nn.Linear(8, 3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackendUnavailableError, match="not described; convert it and measure the artifact"):
+        open_torch("bare_factory:make")
