@@ -316,6 +316,14 @@ class ArtifactWriter:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def replaces(self, source: str) -> str:
+        """The source of the artifact that stands in the place, where it is another; empty otherwise."""
+        try:
+            before = Artifact(self._place).manifest.provenance.source
+        except ArtifactError:
+            return ""
+        return before if before != source else ""
+
     def describe(self, path: str, format: str, precision: str, **fields: Any) -> ArtifactFile:  # noqa: A002
         """The manifest's entry of a file that now lies in :attr:`folder` (hash and size are read off it)."""
         file = self.folder / path

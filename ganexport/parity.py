@@ -125,6 +125,9 @@ class Certificate(msgspec.Struct, frozen=True, omit_defaults=True):
         frechet_drift: By which share the candidate moves the Fréchet distance on paired latents
             (:func:`ganexport.frechet.movement`), judged where the tolerance has a figure for it. None for outputs that
             are no pictures, and for fewer than 64 of them.
+        warnings: What holds, and may still not be meant, in plain words.
+        independent: A sample stays what it is, within the tolerance, whatever shares its batch; None when not tried
+            (one sample a call).
     """
 
     verdict: str
@@ -138,6 +141,8 @@ class Certificate(msgspec.Struct, frozen=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     frechet_drift: float | None = None
+    independent: bool | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -221,6 +226,19 @@ class Comparison:
             self.worst,
             peak,
             self.nonfinite,
+        )
+
+    def beyond_range(self) -> str:
+        """How far the reference leaves its declared range, in plain words; empty within 5% of its width."""
+        if self.range is None or self.low > self.high:
+            return ""
+        low, high = self.range
+        slack = 0.05 * (high - low)
+        if low - slack <= self.low and self.high <= high + slack:
+            return ""
+        return (
+            f"{self.name}: the source's values reach from {self.low:.3g} to {self.high:.3g}, its declared range is "
+            f"[{low:g},{high:g}]: pictures and bytes clip them (--output says the range)"
         )
 
     def judge(self, row: Tolerance, min_psnr: float | None = None) -> list[str]:

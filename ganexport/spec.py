@@ -375,6 +375,9 @@ def _make_sampler(kind: str, numbers: list[float], where: str) -> Sampler | None
     return Label(int(numbers[0])) if kind == "label" else OneHot(int(numbers[0]))
 
 
+_LAYOUT_LETTERS = frozenset("NCDHWTL")
+
+
 def parse_output(text: str) -> tuple[str, tuple[float, float], str | None]:
     """Parse ``name=[low,high]:LAYOUT`` (the layout may be left out).
 
@@ -390,7 +393,28 @@ def parse_output(text: str) -> tuple[str, tuple[float, float], str | None]:
     if not match:
         raise UsageError(f"output {text!r}: write name=[low,high]:LAYOUT, e.g. image=[-1,1]:NCHW")
     name, low, high, layout = match.groups()
+    if layout and (len(set(layout)) != len(layout) or not set(layout) <= _LAYOUT_LETTERS):
+        raise UsageError(
+            f"output {name!r}: layout {layout}: letters, each once, of N (samples), C (channels), D, H, W, T (time), "
+            "L (length); pictures are NCHW or NHWC"
+        )
     return name, (float(low), float(high)), layout
+
+
+def check_layout(tensor: TensorSpec) -> TensorSpec:
+    """The tensor, unless its shape says that a picture's channels are where its layout has none.
+
+    Raises:
+        UsageError: Declared NHWC and channels first, or the other way round.
+    """
+    if tensor.layout in ("NCHW", "NHWC") and len(tensor.shape) == 4 and not tensor.is_image:
+        other = "NHWC" if tensor.layout == "NCHW" else "NCHW"
+        if msgspec.structs.replace(tensor, layout=other).is_image:
+            raise UsageError(
+                f"output {tensor.name!r} has shape {list(tensor.shape)}, its layout {tensor.layout} would give it "
+                f"{tensor.shape[tensor.layout.index('C')]} channels: declare {other}"
+            )
+    return tensor
 
 
 def parse_call(text: str) -> dict[str, Any]:

@@ -26,6 +26,8 @@ Array = NDArray[Any]
 OPTIMUM, CORNER = 256, 2
 #: Seed of the certificate's inputs; calibration uses another, so that int8 is judged on inputs it never saw.
 SEED = 0x5EED
+#: Number of the sample that is put among others; no other call of a certificate draws it.
+MIXED = 1 << 40
 #: More corners than this are sampled evenly (four dimensions have 16).
 MAX_CORNERS = 16
 
@@ -167,6 +169,8 @@ def certify(
         rate = max(rate, (clock() - before) / elements) if number else (clock() - before) / elements
         if run.broken:
             break
+    if not run.broken:
+        run.mix(precision, min_psnr)
     return run.outcome(sets, skipped, precision, reference_name, runtime, seen, min_psnr, budget)
 
 
@@ -180,6 +184,7 @@ class _Run:
         self.failures: list[str] = []
         self.done: list[InputSet] = []
         self.deterministic: bool | None = None
+        self.independent: bool | None = None
         self.broken = False
 
     def call(self, number: int, chosen: InputSet) -> None:
@@ -204,12 +209,59 @@ class _Run:
             if not self.deterministic:
                 self.failures.append("the same input twice gives two outputs: something in the file is random")
 
+    def mix(self, precision: str, min_psnr: float | None) -> None:
+        """Put one sample among others, at another place in the batch: it has to stay what it was.
+
+        Statistics over the batch (normalisation without running ones, minibatch deviation) and scales of a whole
+        tensor pass every comparison with their source, and break what generating and serving in batches rest on.
+        """
+        spec = batched(self.spec)
+        sizes = _pair(spec)
+        if sizes is None or self.failures:
+            return
+        count = sizes[BATCH]
+        first = draw(self.spec, InputSet(sizes, MIXED, count, "mixed"))
+        other = draw(self.spec, InputSet(sizes, MIXED + count, count, "mixed"))
+        for tensor in spec.inputs:
+            if BATCH in tensor.shape:
+                axis = tensor.shape.index(BATCH)
+                np.moveaxis(other[tensor.name], axis, 0)[-1] = np.moveaxis(first[tensor.name], axis, 0)[0]
+            else:
+                other[tensor.name] = first[tensor.name]
+        alone, among = self.candidate.run(first), self.candidate.run(other)
+        failures = []
+        for tensor in spec.outputs:
+            if BATCH not in tensor.shape:
+                continue
+            axis = tensor.shape.index(BATCH)
+            comparison = Comparison(tensor.name, tensor.range)
+            before, after = (np.moveaxis(value[tensor.name], axis, 0) for value in (alone, among))
+            comparison.add(before[:1], after[-1:])
+            row = tolerance(_row(self.spec, tensor.name, precision))
+            failures += [f"{text} of itself" for text in comparison.judge(row, min_psnr)]
+        self.independent = not failures
+        if failures:
+            self.failures.append(
+                f"a sample changes with the others in its batch ({failures[0]}): something is computed over the batch "
+                "(normalisation without running statistics, minibatch deviation, one scale for a whole tensor); "
+                "compute it for each sample, or export one sample a call: --batch 1"
+            )
+
     def _compare(
         self, comparison: Comparison, truth: dict[str, Array], value: dict[str, Array], name: str, number: int,
         chosen: InputSet,
     ) -> None:  # fmt: skip
         if wrong := mismatch(name, truth, value):
             self._fail(wrong)
+            return
+        tensor = next(tensor for tensor in self.spec.outputs if tensor.name == name)
+        wanted = [chosen.sizes.get(str(size), size) for size in tensor.shape]
+        shape = truth[name].shape
+        if len(shape) != len(wanted) or any(isinstance(w, int) and w != s for w, s in zip(wanted, shape, strict=True)):
+            self._fail(
+                f"{name}: the source gives {list(shape)} at {told_sizes(chosen.sizes)}, its spec says "
+                f"{list(tensor.shape)}: narrow the sizes (--dim), or make this size follow the inputs in one way"
+            )
             return
         before = len(comparison.failures)
         comparison.add(truth[name], value[name], number)
@@ -257,9 +309,20 @@ class _Run:
             notes,
             tuple(failures),
             drift,
+            self.independent,
+            tuple(filter(None, (comparison.beyond_range() for comparison in self.comparisons.values()))),
         )
         position = worst[2] if 0 <= worst[2] < len(sets) else 0
         return Outcome(certificate, sets[position], worst[1], max(worst[3], 0))
+
+
+def _pair(spec: GeneratorSpec) -> dict[str, int] | None:
+    """The smallest sizes with two samples or more; None where a call is one sample, or no axis is the samples'."""
+    batch = spec.batch
+    if batch is None or batch.max < 2 or not any(BATCH in tensor.shape for tensor in spec.outputs):
+        return None
+    sizes = {dim.name: dim.min for dim in spec.dims}
+    return sizes | {BATCH: batch.min if batch.min > 1 else batch.min + batch.step}
 
 
 def mismatch(name: str, truth: Mapping[str, Array], value: Mapping[str, Array]) -> str:

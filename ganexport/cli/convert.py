@@ -185,6 +185,9 @@ def show(artifact: Any) -> None:
     for file in artifact.manifest.files:
         if file.certificate and file.certificate.verdict == "partial":
             console.print(f"{file.path}: {'; '.join(file.certificate.notes)}")
+    certificates = [file.certificate for file in artifact.manifest.files if file.certificate]
+    for text in dict.fromkeys(text for certificate in certificates for text in certificate.warnings):
+        console.print(f"note: {text}", soft_wrap=True)
     named = shlex.quote(str(artifact.path))
     console.print(f"wrote {artifact.path}; next: ganexport generate {named} -n 64 -o grid.png", soft_wrap=True)
 

@@ -109,6 +109,8 @@ def auto(
     with tempfile.TemporaryDirectory(prefix="ganexport-auto-") as name, ArtifactWriter(output) as writer:
         folder = Path(name)
         base = _base(source, folder / "base", chosen, described, say)
+        if before := writer.replaces(base.manifest.provenance.source):
+            say(f"{writer.destination} holds {before}, and will be replaced")
         search = Search(base, folder, chosen, say)
         return search.publish(writer)
 

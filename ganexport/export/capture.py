@@ -22,6 +22,7 @@ import torch.fx.traceback
 from ganexport.errors import ExportError
 from ganexport.export.complex_pairs import PairedModule, has_complex, is_complex
 from ganexport.export.prepare._location import foreign, innermost
+from ganexport.export.symbolic_numbers import Globals, symbolic_numbers
 from ganexport.export.wrapped import Seen, Wrapped, draw_inputs, tensors_of
 from ganexport.spec import BATCH, Dim, GeneratorSpec
 
@@ -72,7 +73,7 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
                 "that it was made from"
             )
     inputs = example_inputs(spec)
-    decisions: list[str] = []
+    decisions = Decisions()
     # torch logs its own tracebacks of what is told below in one line.
     loggers = [logging.getLogger(name) for name in ("torch.fx", "torch._dynamo", "torch.export", "torch._export")]
     levels = [logger.level for logger in loggers]
@@ -97,17 +98,56 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
     except ExportError:
         raise
     except Exception as error:  # noqa: BLE001 - torch.export raises dozens of classes
-        raise explain(error, spec, decisions) from None
+        raise explain(error, spec, decisions.places) from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+class Decisions:
+    """Where the user's code looked at a symbolic size while it was traced.
+
+    Attributes:
+        places: ``file.py:12`` of each line that turned one into a plain bool, int or float.
+        scopes: Global namespaces of the files that asked for a plain number, by name of the file.
+    """
+
+    def __init__(self) -> None:
+        self.places: list[str] = []
+        self.scopes: dict[str, Globals] = {}
 
 
 def _export(
     module: torch.nn.Module,
     inputs: tuple[torch.Tensor, ...],
     spec: GeneratorSpec,
-    decisions: Sequence[str],
+    decisions: Decisions,
+    seen: Seen,
+) -> torch.export.ExportedProgram:
+    """Trace; where a size was fixed and lines of the user's code made plain numbers of sizes, with these symbolic."""
+    try:
+        return _traced(module, inputs, spec, decisions, seen)
+    except Exception:
+        places, scopes = list(decisions.places), dict(decisions.scopes)
+        if not scopes:
+            raise
+        decisions.places.clear()
+        try:
+            with symbolic_numbers(list(scopes.values())):
+                program = _traced(module, inputs, spec, decisions, seen)
+        except Exception:  # noqa: BLE001 - whatever it is, the refusal of the code as it stands tells more
+            decisions.places[:] = places
+        else:
+            seen.numbers = tuple(scopes)
+            return program
+        raise
+
+
+def _traced(
+    module: torch.nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    spec: GeneratorSpec,
+    decisions: Decisions,
     seen: Seen,
 ) -> torch.export.ExportedProgram:
     """Trace; facts about sizes that only torch itself asked for, and could not prove, are left to the certificate.
@@ -122,13 +162,13 @@ def _export(
     try:
         return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        if decisions or not _unproved(str(error)):
+        if decisions.places or not _unproved(str(error)):
             raise
     program = torch.export.export(
         module, inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
     )
-    if decisions:
-        raise ExportError(f"{' or '.join(decisions[:3])}: the code branches on a size, so one graph does not hold")
+    if decisions.places:
+        raise ExportError(f"{_told(decisions.places)}: the code branches on a size, so one graph does not hold")
     graph = program.graph
     checks = graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default)
     for node in checks:
@@ -139,39 +179,45 @@ def _export(
     return program
 
 
+def _told(places: Sequence[str]) -> str:
+    return " or ".join(places[:3])
+
+
 def _unproved(text: str) -> bool:
     """Whether every complaint is of a relation between sizes, none of a dimension that the code fixes to a number."""
     return "Constraints violated" in text and "specialized" not in text and "generated guard" in text
 
 
 @contextlib.contextmanager
-def _watch_sizes(found: list[str]) -> Iterator[None]:
-    """Collect the lines of user code that turn a symbolic size into a plain bool or int.
+def _watch_sizes(found: Decisions) -> Iterator[None]:
+    """Collect the lines of user code that turn a symbolic number into a plain bool, int or float.
 
     torch says which dimension was restricted, but not where.
     """
     watched = [
-        (torch.SymBool, "__bool__"),
-        (torch.SymInt, "__bool__"),
-        (torch.SymInt, "__int__"),
-        (torch.SymInt, "__index__"),
+        (owner, name)
+        for owner in (torch.SymBool, torch.SymInt, torch.SymFloat)
+        for name in ("__bool__", "__int__", "__index__", "__float__")
     ]
     originals = [(owner, name, getattr(owner, name)) for owner, name in watched if name in vars(owner)]
 
-    def watching(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def watching(name: str, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def call(size: Any) -> Any:
             frame = sys._getframe(1)
             if not foreign(frame.f_code.co_filename):
-                place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-                if place not in found:
-                    found.append(place)
+                file = Path(frame.f_code.co_filename).name
+                place = f"{file}:{frame.f_lineno}"
+                if place not in found.places:
+                    found.places.append(place)
+                if name != "__bool__":  # float() of a SymInt asks for its __index__
+                    found.scopes[file] = frame.f_globals
             return original(size)
 
         return call
 
     try:
         for owner, name, original in originals:
-            setattr(owner, name, watching(original))
+            setattr(owner, name, watching(name, original))
         yield
     finally:
         for owner, name, original in originals:
@@ -200,7 +246,7 @@ def explain(error: BaseException, spec: GeneratorSpec, decisions: Sequence[str] 
         or "not all values" in text
         or "ConstraintViolation" in type(error).__name__
     ):
-        at = at or (f"{' or '.join(decisions[:3])}: " if decisions else "")
+        at = at or (f"{_told(decisions)}: " if decisions else "")
         return _specialised(text, at, spec)
     return ExportError(f"{at}torch.export cannot trace the module: {type(error).__name__}: {_first(text)}")
 

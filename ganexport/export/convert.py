@@ -139,6 +139,8 @@ def convert_opened(
         say: Progress.
         passes: What was done to the source already, for the manifest.
     """
+    if before := writer.replaces(opened.provenance.source):
+        say(f"{writer.destination} holds {before}, and will be replaced")
     if isinstance(opened, TorchSource):
         from ganexport.export.from_module import convert_module
 
@@ -244,8 +246,16 @@ def describe(
     """The user's words as a :class:`Description`.
 
     Raises:
-        UsageError: A text that cannot be parsed, or a dimension given twice.
+        UsageError: A text that cannot be parsed, an input that nothing draws, or a dimension given twice.
     """
+    described = tuple(parse_input(text) if isinstance(text, str) else text for text in inputs)
+    for tensor in described:
+        if tensor.sampler is None:
+            shape = ",".join(map(str, tensor.shape))
+            raise UsageError(
+                f"--input {tensor.name}: nothing draws data, and files are compared on drawn inputs: say what it is "
+                f'like, for pictures "{tensor.name}=uniform(-1,1)[{shape}]"; .run feeds it with your own all the same'
+            )
     ranges = [parse_dim(dim) if isinstance(dim, str) else dim for dim in dims]
     if batch is not None:
         ranges.append(parse_dim(f"{BATCH}={batch}") if isinstance(batch, str) else batch)
@@ -253,7 +263,7 @@ def describe(
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"dimension {repeated[0]!r} is given twice")
     return Description(
-        tuple(parse_input(text) if isinstance(text, str) else text for text in inputs),
+        described,
         tuple(parse_output(text) for text in outputs),
         tuple(ranges),
         Path(weights) if weights is not None else None,
@@ -286,6 +296,7 @@ def open_reference(
 
         declared = described.outputs or _declared(described.assumed)
         prepared = prepare(opened, declared=declared, noise=noise, truncation=truncation, mapping=mapping, uint8=uint8)
+        prepared.reference.weights_sha256 = opened.provenance.weights_sha256
         return prepared.reference
     from ganexport.export.from_graph import GraphReference, refuse_module_options
 

@@ -24,7 +24,7 @@ from ganexport.export.graph_formats import add_built_from_onnx, add_graph_format
 from ganexport.export.publish import Publication
 from ganexport.export.source import Description, GraphSource
 from ganexport.runtime.base import Runner
-from ganexport.spec import Dim, GeneratorSpec
+from ganexport.spec import Dim, GeneratorSpec, check_layout
 
 Array = NDArray[Any]
 
@@ -102,7 +102,8 @@ def _declared(spec: GeneratorSpec, outputs: Any) -> GeneratorSpec:
     for name, value_range, layout in outputs:
         if name not in known:
             raise UsageError(f"--output {name}: this graph's outputs are {', '.join(known)}")
-        known[name] = msgspec.structs.replace(known[name], range=value_range, layout=layout or known[name].layout)
+        declared = msgspec.structs.replace(known[name], range=value_range, layout=layout or known[name].layout)
+        known[name] = check_layout(declared)
     return msgspec.structs.replace(spec, outputs=tuple(known.values()))
 
 

@@ -61,6 +61,8 @@ def _rewritten(prepared: Prepared) -> tuple[str, ...]:
     lines = list(seen.rewritten)
     if seen.complex:
         lines.append(f"complex-pairs: {seen.complex} complex tensors as real and imaginary parts")
+    if seen.numbers:
+        lines.append(f"symbolic-numbers: int() and float() of sizes in {', '.join(seen.numbers)}")
     if seen.unproved:
         lines.append(f"unproved-sizes: {seen.unproved} relations of sizes left to the certificate")
     return tuple(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -77,7 +77,13 @@ def prepare(
     widened = _full_precision(source.module)
     names = [tensor.name for tensor in source.spec.inputs]
     original = Wrapped(source.module, names, source.call, rewrite=False)
-    found = probe(original, source.spec, declared)
+    try:
+        found = probe(original, source.spec, declared)
+    except ExportError:
+        if not (narrowed := _single_precision(source.module)):
+            raise
+        widened += narrowed
+        found = probe(original, source.spec, declared)
     refuse(list(found.draws), noise)
     spec = msgspec.structs.replace(source.spec, outputs=found.outputs)
     finish, spec = _uint8(spec) if uint8 else (None, spec)
@@ -99,15 +105,24 @@ def prepare(
 
 def _full_precision(module: torch.nn.Module) -> list[str]:
     """Half-precision weights as fp32 ones of the same values: --precision says what is wanted, on the graph."""
-    low = [tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in HALF]
-    if not low:
+    return _float_weights(module, HALF)
+
+
+def _single_precision(module: torch.nn.Module) -> list[str]:
+    """The weights of a module in double precision, which cannot take fp32 inputs, rounded to fp32."""
+    return _float_weights(module, (torch.float64,))
+
+
+def _float_weights(module: torch.nn.Module, kinds: Collection[torch.dtype]) -> list[str]:
+    found = [tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in kinds]
+    if not found:
         return []
     for child in module.modules():
         for tensors in (child._parameters, child._buffers):
             for tensor in tensors.values():
-                if tensor is not None and tensor.dtype in HALF:
+                if tensor is not None and tensor.dtype in kinds:
                     tensor.data = tensor.data.float()
-    return [f"float32-weights: {len(low)} tensors of {str(low[0]).removeprefix('torch.')}"]
+    return [f"float32-weights: {len(found)} tensors of {str(found[0]).removeprefix('torch.')}"]
 
 
 def bake_truncation(

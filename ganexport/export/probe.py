@@ -12,7 +12,7 @@ from ganexport.errors import ExportError, UsageError
 from ganexport.export.complex_pairs import COMPLEX_OUTPUT
 from ganexport.export.prepare.randomness import Draw
 from ganexport.export.wrapped import Wrapped, draw_inputs, run_module, tensors_of
-from ganexport.spec import BATCH, GeneratorSpec, TensorSpec
+from ganexport.spec import BATCH, GeneratorSpec, TensorSpec, check_layout
 
 Shape = tuple[int | str, ...]
 
@@ -32,13 +32,21 @@ class Probe(msgspec.Struct, frozen=True):
 
 
 def probe_sizes(spec: GeneratorSpec) -> list[dict[str, int]]:
-    """A base point and, for each free dimension, two points that differ from it in that dimension alone."""
+    """A base point and, for each free dimension, points that differ from it in that dimension alone.
+
+    Two make a line; where there are several dimensions, a third is above all others, as outputs may follow the larger.
+    """
     base = {dim.name: _near(dim.min, dim.step, dim.max, 2 if dim.name == BATCH else 0) for dim in spec.dims}
     points = [base]
     for dim in spec.dims:
         others = [dim.min, base[dim.name] + dim.step, base[dim.name] + 2 * dim.step, dim.max]
         allowed = [size for size in dict.fromkeys(others) if dim.min <= size <= dim.max and size != base[dim.name]]
-        points += [base | {dim.name: size} for size in sorted(allowed)[:2]]
+        taken = sorted(allowed)[:2]
+        above = max((size for name, size in base.items() if name not in (dim.name, BATCH)), default=0)
+        over = _near(above + 1, dim.step, dim.max, 0)
+        if dim.name != BATCH and max([base[dim.name], *taken]) <= above < over:
+            taken.append(over)
+        points += [base | {dim.name: size} for size in taken]
     return points
 
 
@@ -95,16 +103,22 @@ def _refuse_hidden_randomness(
         ExportError: It does not.
     """
     for _ in range(again):
+        state = torch.get_rng_state()
         other = run_module(function, feeds)
         if any(
             a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num())
             for a, b in zip(outputs, other, strict=True)
         ):
-            raise ExportError(
-                "the module gives two outputs for the same input, and no random call of torch is the cause: forward "
-                "draws from numpy or Python's random, or keeps state between calls; make the noise an argument of "
-                "forward, or draw it with torch, which --noise can handle"
-            )
+            if not torch.equal(state, torch.get_rng_state()):
+                cause = "an operator of torch draws random numbers inside forward that --noise has no form for"
+                remedy = "make the noise an argument of forward, or draw it with torch.rand or torch.randn"
+            else:
+                cause = (
+                    "no random call of torch is the cause: forward draws from numpy or Python's random, or keeps state "
+                    "between calls"
+                )
+                remedy = "make the noise an argument of forward, or draw it with torch, which --noise can handle"
+            raise ExportError(f"the module gives two outputs for the same input, and {cause}; {remedy}")
 
 
 def _at_another_size(error: ExportError, base: dict[str, int], sizes: dict[str, int]) -> ExportError:
@@ -171,7 +185,7 @@ def _describe(
     made = []
     for name, dtype, shape in zip(names, dtypes, shapes, strict=True):
         value_range, layout = given.get(name, (None, None))
-        made.append(TensorSpec(name, dtype, shape, None, value_range, layout))
+        made.append(check_layout(TensorSpec(name, dtype, shape, None, value_range, layout)))
     return tuple(made)
 
 

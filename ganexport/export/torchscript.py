@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ganexport.export.capture import example_inputs, example_sizes
 from ganexport.export.prepare.recurrent import refuse
 from ganexport.export.prepared import Prepared
 from ganexport.export.wrapped import draw_inputs, tensors_of
+from ganexport.spec import Dim
 
 PRECISIONS = ("fp32",)
 
@@ -79,19 +82,55 @@ def _script(program: torch.export.ExportedProgram) -> Any:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return torch.jit.script(program.module(check_guards=False))
+            return torch.jit.script(_scriptable(program))
         except Exception:  # noqa: BLE001 - the caller says what it means for the user
             return None
+
+
+#: Symbolic conversions as what they are for plain numbers.
+_PLAIN: dict[Any, Callable[..., Any]] = {
+    torch.sym_float: float,
+    torch.sym_int: int,
+    math.trunc: int,
+    torch.sym_max: max,
+    torch.sym_min: min,
+}
+
+
+def _scriptable(program: torch.export.ExportedProgram) -> torch.fx.GraphModule:
+    """The program's graph in the Python that TorchScript reads: no pytrees, no hooks, operators by their names."""
+    module = program.module(check_guards=False)
+    graph = torch.fx.Graph()
+    found: dict[torch.fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        copy = graph.node_copy(node, found.__getitem__)
+        found[node] = copy
+        if node.op == "output":
+            values: Any = copy.args[0]
+            copy.args = (values[0] if len(values) == 1 else tuple(values),)
+        elif node.target is torch.ops.aten.sym_size.int:
+            copy.op, copy.target = "call_method", "size"
+        elif isinstance(node.target, torch._ops.OpOverload):
+            copy.target = node.target.overloadpacket
+        elif node.op == "call_function":
+            copy.target = _PLAIN.get(node.target, node.target)
+    return torch.fx.GraphModule(module, graph)
+
+
+def _over(dim: Dim, size: int) -> int:
+    """The smallest size of a dimension above another size; its largest where it ends before."""
+    return min(dim.min + (max(size - dim.min, 0) // dim.step + 1) * dim.step, dim.max)
 
 
 def _differs(prepared: Prepared, module: Any) -> str:
     """How a TorchScript module differs from the reference at sizes it was not made with; empty when it does not."""
     spec = prepared.spec
     shown = example_sizes(spec)
+    above = max(shown.values(), default=0)  # beyond every other size: a trace keeps which of two was the larger
     trials = [shown] + [
         shown | {dim.name: size}
         for dim in spec.dims
-        for size in dict.fromkeys((dim.min, min(shown[dim.name] + dim.step, dim.max)))
+        for size in dict.fromkeys((dim.min, min(shown[dim.name] + dim.step, dim.max), _over(dim, above)))
         if size != shown[dim.name]
     ]
     for number, sizes in enumerate(trials):

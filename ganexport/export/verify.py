@@ -128,13 +128,30 @@ def verify(
     else:
         reference = _open_reference(against, opened.spec, description)
     reports = []
+    others = _other_weights(opened, reference)
     for file in files:
         say(f"verifying {file.path}")
-        reports.append(_verify_file(opened, file, golden, reference, budget, min_psnr, picture))
+        report = _verify_file(opened, file, golden, reference, budget, min_psnr, picture)
+        if others and (failures := report.certificate.failures):
+            certificate = msgspec.structs.replace(report.certificate, failures=(others, *failures))
+            report = msgspec.structs.replace(report, certificate=certificate)
+        reports.append(report)
     close = getattr(reference, "close", None)
     if close is not None:
         close()
     return VerifyReport(tuple(reports))
+
+
+def _other_weights(artifact: Artifact, reference: Any) -> str:
+    """That the source holds other weights than the artifact was made from, in plain words; empty when it does not."""
+    mine = artifact.manifest.provenance.weights_sha256
+    theirs = getattr(reference, "weights_sha256", "")
+    if not mine or not theirs or mine == theirs:
+        return ""
+    return (
+        f"the source's weights are others than the artifact was made from (sha256 {theirs[:12]}…, not {mine[:12]}…): "
+        "another checkpoint (--weights), or a factory that draws its weights and is not seeded"
+    )
 
 
 def _open_reference(against: Any, spec: GeneratorSpec, description: Mapping[str, Any]) -> Any:

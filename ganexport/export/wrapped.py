@@ -14,6 +14,7 @@ import torch
 from ganexport.errors import ExportError, UsageError
 from ganexport.export.prepare._location import innermost
 from ganexport.export.prepare._rewriting import Rewriting
+from ganexport.export.prepare.adaptive_pooling import FreeSizePooling
 from ganexport.export.prepare.affine_grid import SymbolicAffineGrid
 from ganexport.export.prepare.attention import FourDimensionalAttention
 from ganexport.export.prepare.autocast import FullPrecision, without_autocast
@@ -23,9 +24,12 @@ from ganexport.export.prepare.distributions import unchecked_distributions
 from ganexport.export.prepare.fold import FoldAsConvolution
 from ganexport.export.prepare.linspace import SymbolicLinspace
 from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
+from ganexport.export.prepare.random_slopes import MeanSlopes
 from ganexport.export.prepare.randomness import Draw, Randomness
 from ganexport.export.prepare.recurrent import FreeLengthRecurrence
+from ganexport.export.prepare.shifting import SlicedRoll
 from ganexport.export.prepare.spectral import SpectralAsConvolution
+from ganexport.export.prepare.take_along import TakenByGather
 from ganexport.measure.feeds import resolve_sizes
 from ganexport.seeding import latents
 from ganexport.spec import BATCH, GeneratorSpec, TensorSpec
@@ -42,6 +46,10 @@ REWRITINGS: tuple[type[Rewriting], ...] = (
     FoldAsConvolution,
     FreeLengthRecurrence,
     SpectralAsConvolution,
+    FreeSizePooling,
+    TakenByGather,
+    SlicedRoll,
+    MeanSlopes,
 )
 
 
@@ -86,6 +94,7 @@ class Seen:
         rewritten: A line for the manifest for each of :data:`REWRITINGS` that had something to do.
         complex: Complex tensors that a captured graph held before they became pairs.
         unproved: Relations of sizes that torch could not prove when the graph was captured.
+        numbers: Files whose int() and float() of sizes were kept symbolic when the graph was captured.
         autocast: Autocast regions that were switched off.
         half: Casts to half precision that were switched off.
         draws: Random calls, in order.
@@ -97,6 +106,7 @@ class Seen:
         self.rewritten: list[str] = []
         self.complex = 0
         self.unproved = 0
+        self.numbers: tuple[str, ...] = ()
         self.autocast = 0
         self.half = 0
         self.draws: list[Draw] = []
@@ -250,7 +260,12 @@ class EagerReference:
     Args:
         function: The wrapped module.
         spec: With its outputs.
+
+    Attributes:
+        weights_sha256: Digest of the module's tensors as they came, where it is known.
     """
+
+    weights_sha256: str = ""
 
     def __init__(self, function: Wrapped, spec: GeneratorSpec) -> None:
         self.function = function

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -321,6 +322,8 @@ def preload_cuda() -> tuple[str, ...]:
 
 def _reason(error: BaseException) -> str:
     text = first_line(error)
+    if found := re.search(r"Could not find an implementation for (\w+)\(", text):
+        return f"it has no {found.group(1)} for the dtype asked of it here (float64? declare the inputs as float32)"
     # "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from … failed:Protobuf parsing failed."
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
 

@@ -213,3 +213,53 @@ def test_the_comparison_picture_shows_reference_candidate_and_error(tmp_path):
     assert small[2, 10 + 3].tolist() == [255, 0, 255], "NaN is magenta"
     assert small[5, 20 + 5].tolist() == [255, 255, 255], "the largest error is white"
     assert small[0, 0].tolist() == [128, 128, 128]
+
+
+LATER = GeneratorSpec(
+    (parse_input("z=normal[4,batch]"), parse_input("style=normal[4]")),
+    (TensorSpec("notes", "float32", (4, "batch")), TensorSpec("loss", "float32", ())),
+    (Dim("batch", 2, 4, 10, 2),),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "independent"),
+    [
+        (lambda z: z, True),
+        (lambda z: z - z.mean(1, keepdims=True), False),  # a statistic of the batch
+        (lambda z: z + np.linspace(0, 1, z.shape[1], dtype=np.float32), False),  # the place in the batch
+        (lambda z: np.round(z * (127 / np.abs(z).max())) / (127 / np.abs(z).max()), False),  # one scale for all
+    ],
+    ids=["each alone", "statistics", "place", "dynamic scale"],
+)
+def test_a_sample_is_looked_for_among_others_on_any_axis(change, independent):
+    class Melody:
+        def run(self, feeds):
+            notes = (change(feeds["z"]) + feeds["style"][:, None]).astype(np.float32)
+            return {"notes": notes, "loss": np.zeros((), np.float32)}
+
+    certificate = certify(Melody(), Melody(), LATER, "fp32", reference_name="t", runtime="t", optimum=8).certificate
+    assert certificate.independent is independent
+    assert certificate.passed is independent
+    assert ("others in its batch" in " ".join(certificate.failures)) is not independent
+
+
+def test_one_sample_a_call_has_no_others():
+    alone = GeneratorSpec(SPEC.inputs, SPEC.outputs, (Dim("batch", 1, 1, 1), SPEC.dims[1]))
+    certificate = certify(Engine(), Engine(), alone, "fp32", reference_name="t", runtime="t", optimum=2).certificate
+    assert certificate.independent is None
+    assert certificate.passed
+
+
+def test_an_output_whose_size_its_spec_misses_is_refused():
+    certificate = judge(None).certificate
+    assert certificate.passed
+
+    class Kinked(Engine):
+        def run(self, feeds):
+            return {"image": super().run(feeds)["image"][:, :, :12]}
+
+    certificate = certify(Kinked(), Kinked(), SPEC, "fp32", reference_name="t", runtime="t", optimum=4).certificate
+    assert certificate.verdict == "fail"
+    told = [text for text in certificate.failures if "its spec says ['batch', 1, 'height', 4]" in text]
+    assert told[0].startswith("image: the source gives [1, 1, 12, 4] at batch 1, height 16")

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch.overrides import TorchFunctionMode
+
+
+def arguments(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name; a method's ``self`` is called ``input``, as the function's first argument is."""
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    if "self" in given:
+        given["input"] = given.pop("self")
+    return given
 
 
 class Rewriting(TorchFunctionMode):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ganexport.export.prepare._rewriting import Rewriting
+from ganexport.export.prepare._rewriting import Rewriting, arguments
 
 
 class ScannedProduct(Rewriting):
@@ -22,8 +22,8 @@ class ScannedProduct(Rewriting):
         """See :class:`Rewriting`."""
         if func not in (torch.cumprod, torch.Tensor.cumprod) or kwargs.get("out") is not None:
             return NotImplemented
-        given = dict(zip(("input", "dim"), args, strict=False)) | kwargs
-        value, dim = given.get("input", given.get("self")), given.get("dim")
+        given = arguments(("input", "dim"), args, kwargs)
+        value, dim = given.get("input"), given.get("dim")
         if not isinstance(value, torch.Tensor) or not isinstance(dim, int) or not value.ndim:
             return NotImplemented
         length = value.shape[dim]

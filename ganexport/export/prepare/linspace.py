@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ganexport.export.prepare._rewriting import Rewriting
+from ganexport.export.prepare._rewriting import Rewriting, arguments
 
 
 class SymbolicLinspace(Rewriting):
@@ -21,7 +21,7 @@ class SymbolicLinspace(Rewriting):
         """See :class:`Rewriting`."""
         if func is not torch.linspace:
             return NotImplemented
-        given = dict(zip(("start", "end", "steps"), args, strict=False)) | kwargs
+        given = arguments(("start", "end", "steps"), args, kwargs)
         steps = given.get("steps")
         if not isinstance(steps, torch.SymInt) or given.get("out") is not None:
             return NotImplemented

@@ -52,6 +52,9 @@ _OTHER = {
     torch.alpha_dropout: "alpha_dropout",
     F.alpha_dropout: "alpha_dropout",
     F.feature_alpha_dropout: "feature_alpha_dropout",
+    torch.binomial: "binomial",
+    torch._standard_gamma: "gamma sampling",
+    torch._sample_dirichlet: "dirichlet sampling",
 }
 
 
@@ -113,8 +116,15 @@ def _recognise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Cal
         if func in _BERNOULLI:
             share = args[0]
             return _Call("uniform", "bernoulli", tuple(share.shape), share, lambda u: (u < share).to(share.dtype))
+        if func is F.gumbel_softmax:
+            return _gumbel(*args, **kwargs)
+        if func in (F.rrelu, torch.rrelu):
+            return _slopes(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            share = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+            return _Call("other", "scaled_dot_product_attention's dropout_p", (), None, _same) if share else None
         if func in _OTHER:
-            return _Call("other", _OTHER[func], (), None, lambda noise: noise)
+            return _Call("other", _OTHER[func], (), None, _same)
     except TypeError:  # an unhashable callable is none of ours
         return None
     return None
@@ -141,6 +151,39 @@ def _draw(name: str, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return _Call(kind, name, tuple(target.shape), target, lambda n: target.copy_(n * (high - low) + low))
     rate = kwargs.get("lambd", 1.0 if first is None else first)
     return _Call(kind, name, tuple(target.shape), target, lambda n: target.copy_(-torch.log1p(-n) / rate))
+
+
+def _same(noise: Any) -> Any:
+    return noise
+
+
+def _gumbel(logits: Any, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> _Call:
+    """Gumbel softmax (Jang et al. 2017, arXiv 1611.01144) of U[0, 1): -log of an exponential draw is Gumbel's."""
+
+    def finish(uniform: Any) -> Any:
+        exponential = -torch.log1p(-uniform.clamp(min=2.0**-25))
+        soft = ((logits - exponential.log()) / tau).softmax(dim)
+        if not hard:
+            return soft
+        return torch.zeros_like(soft).scatter(dim, soft.argmax(dim, keepdim=True), 1.0)
+
+    return _Call("uniform", "gumbel_softmax", tuple(logits.shape), logits, finish)
+
+
+def _slopes(
+    value: Any,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> _Call | None:
+    """RReLU that is left in training: a slope in [lower, upper) for each element below zero."""
+    if not training:
+        return None
+    return _Call(
+        "uniform", "rrelu", tuple(value.shape), value,
+        lambda uniform: torch.where(value < 0, value * (lower + uniform * (upper - lower)), value),
+    )  # fmt: skip
 
 
 def _normal(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
@@ -182,9 +225,9 @@ def refuse(draws: list[Draw], mode: str) -> None:
     hopeless = [draw for draw in draws if draw.kind == "other"]
     if hopeless:
         draw = hopeless[0]
+        remedy = "set it to 0 in evaluation" if "dropout" in draw.function else "make it an argument of forward"
         raise ExportError(
-            f"{draw.where}: {draw.function} draws random numbers inside forward that no input can stand for: "
-            "make it an argument of forward"
+            f"{draw.where}: {draw.function} draws random numbers inside forward that no input can stand for: {remedy}"
         )
     if draws and mode == "error":
         draw = draws[0]
