@@ -149,6 +149,8 @@ class Drift:
         pair = truth[self.tensor.name], value[self.tensor.name]
         if pair[0].shape != pair[1].shape or pair[0].ndim != 4:
             return
+        if not (np.isfinite(pair[0]).all() and np.isfinite(pair[1]).all()):
+            return  # the certificate has counted them
         for into, pictures in zip((self.reference, self.candidate), pair, strict=True):
             into.append(picture_features(pictures, str(self.tensor.layout), self.tensor.range))
         self.count += len(pair[0])

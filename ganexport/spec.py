@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, SupportsIndex
 
 import msgspec
 
@@ -98,6 +98,8 @@ class Dim(msgspec.Struct, frozen=True):
         Raises:
             UsageError: Naming the dimension, the size and what is allowed.
         """
+        if isinstance(size, bool) or not isinstance(size, SupportsIndex):
+            raise UsageError(f"dimension {self.name!r} is {size!r}, which is not a whole number")
         if not self.min <= size <= self.max or size % self.step:
             step = f" in multiples of {self.step}" if self.step > 1 else ""
             raise UsageError(f"dimension {self.name!r} is {size}, allowed are {self.min} to {self.max}{step}")

@@ -28,7 +28,8 @@ def write_comparison(path: Path, tensor: TensorSpec, reference: Array, candidate
 
     low, high = tensor.range or (float(np.nanmin(reference)), float(np.nanmax(reference)) or 1.0)
     truth, value = _to_hwc(reference, tensor.layout), _to_hwc(candidate, tensor.layout)
-    difference = np.abs(value.astype(np.float64) - truth)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        difference = np.abs(value.astype(np.float64) - truth)
     peak = float(np.nanmax(np.where(np.isfinite(difference), difference, 0.0))) or 1.0
     panels = [_bytes(truth, low, high), _bytes(value, low, high), _bytes(difference, 0.0, peak)]
     gap = np.full((truth.shape[0], max(2, truth.shape[1] // 16), 3), 128, np.uint8)

@@ -189,7 +189,8 @@ def show(artifact: Any) -> None:
     for text in dict.fromkeys(text for certificate in certificates for text in certificate.warnings):
         console.print(f"note: {text}", soft_wrap=True)
     named = shlex.quote(str(artifact.path))
-    console.print(f"wrote {artifact.path}; next: ganexport generate {named} -n 64 -o grid.png", soft_wrap=True)
+    made = "-n 64 -o grid.png" if artifact.spec.image_output else "-n 1000 --format npz -o samples"
+    console.print(f"wrote {artifact.path}; next: ganexport generate {named} {made}", soft_wrap=True)
 
 
 def told(certificate: Any) -> tuple[str, str, str]:

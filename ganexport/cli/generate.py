@@ -90,12 +90,13 @@ def command(artifact: Path, output: Path, as_json: bool, **options: Any) -> None
             made = _grid(generator, output, asked)
         else:
             made = _folder(generator, output, asked)
+        what = "picture" if generator.spec.image_output else "sample"
         seconds = time.perf_counter() - begun
         about = {"output": str(output), "count": made, "seconds": round(seconds, 3), "runtime": generator.runtime}
     if as_json:
         print_json(about)
     else:
-        click.echo(f"{made} {'picture' if made == 1 else 'pictures'} in {output} ({seconds:.1f} s)")
+        click.echo(f"{made} {what}{'' if made == 1 else 's'} in {output} ({seconds:.1f} s)")
 
 
 def _open(source: Path, options: dict[str, Any]) -> Generator:
@@ -192,6 +193,8 @@ def _check_output(output: Path, options: dict[str, Any], asked: dict[str, Any]) 
         raise UsageError("--shard-size needs --format")
     if options["kind"] is None and options["address"] is not None:
         raise UsageError("--ray needs --format: a cluster makes shards")
+    if not options["kind"] and output.suffix.lower() == ".npz":
+        raise UsageError(f"{output}: arrays are written as shards: --format npz -o FOLDER")
     if options["kind"] and output.suffix.lower() == ".png":
         raise UsageError(f"--format writes a folder of shards, {output} is a file's name")
     if output.suffix.lower() == ".png" and not options["kind"]:

@@ -95,8 +95,9 @@ def capture(function: Wrapped, spec: GeneratorSpec) -> torch.export.ExportedProg
             function.seen.complex = sum(is_complex(node.meta.get("val")) for node in program.graph.nodes)
             with torch.fx.traceback.preserve_node_meta():
                 return _export(paired, inputs, spec, decisions, function.seen)
-    except ExportError:
-        raise
+    except ExportError as error:
+        # torch's interpreter adds the node and a traceback of its own
+        raise ExportError(str(error).partition("\n\nWhile executing")[0]) from None
     except Exception as error:  # noqa: BLE001 - torch.export raises dozens of classes
         raise explain(error, spec, decisions.places) from None
     finally:

@@ -47,12 +47,18 @@ def check(names: tuple[str, ...], precision: str, options: BuildOptions) -> None
     if not names:
         raise UsageError(f"no format asked for; choose with --to from {', '.join(FORMATS)}")
     for name in names:
+        if name not in FORMATS and set(name.split(",")) <= set(FORMATS):
+            raise UsageError(f"--to {name}: give --to once a format: {' '.join(f'--to {n}' for n in name.split(','))}")
         if name not in FORMATS:
             raise unknown_name("format", name, FORMATS)
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     if "trt" not in names and (said := options.only_for_tensorrt()):
         raise UsageError(f"{', '.join(said)}: for TensorRT alone; add --to trt, or leave it out")
+    if precision == "fp32" and options.keep_fp32:
+        raise UsageError(f"--keep-fp32 {options.keep_fp32[0]}: everything is fp32; add --precision fp16, bf16 or int8")
+    if precision != "int8" and options.calibration_samples != BuildOptions().calibration_samples:
+        raise UsageError("--calibration-samples: for int8 alone; add --precision int8, or leave it out")
     for name in names:
         if name in TORCH_FORMATS and precision != "fp32":
             raise UsageError(

@@ -95,11 +95,16 @@ def _place_of(program: torch.export.ExportedProgram, operator: str) -> str:
     from ganexport.export.capture import _quoted_place
 
     wanted = re.sub(r"\W|_", "", operator.partition(".")[2])
+    akin = ""
     for node in program.graph.nodes:
         called = str(node.target).split(".")
-        if node.op == "call_function" and len(called) > 1 and called[1].replace("_", "") == wanted:
-            return _quoted_place(node.meta.get("stack_trace") or "")
-    return ""
+        name = called[1].replace("_", "") if node.op == "call_function" and len(called) > 1 else ""
+        place = _quoted_place(node.meta.get("stack_trace") or "") if name else ""
+        if name == wanted:
+            return place
+        if name and (name in wanted or wanted in name):  # linalg_inv is made of linalg_inv_ex, i0 of bessel_i0
+            akin = akin or place
+    return akin
 
 
 def _explain(error: BaseException, program: torch.export.ExportedProgram) -> ExportError:

@@ -178,13 +178,13 @@ def _describe(
     if names is None:
         default = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
         names = [declared[i][0] if i < len(declared) else default[i] for i in range(count)]
-    elif unknown := sorted(set(given) - set(names)):
-        raise UsageError(f"--output {unknown[0]}: the module returns {', '.join(names)}")
     inputs = {tensor.name for tensor in spec.inputs}
-    names = [f"{name}_out" if name in inputs else name for name in names]
+    free = [f"{name}_out" if name in inputs else name for name in names]
+    if unknown := sorted(set(given) - {*names, *free}):
+        raise UsageError(f"--output {unknown[0]}: the module returns {', '.join(names)}")
     made = []
-    for name, dtype, shape in zip(names, dtypes, shapes, strict=True):
-        value_range, layout = given.get(name, (None, None))
+    for name, own, dtype, shape in zip(free, names, dtypes, shapes, strict=True):
+        value_range, layout = given.get(own) or given.get(name) or (None, None)
         made.append(check_layout(TensorSpec(name, dtype, shape, None, value_range, layout)))
     return tuple(made)
 

@@ -128,7 +128,21 @@ def open_source(
         return GraphSource(path, Provenance(source=path.name))
     if _FACTORY.match(text) and not path.exists():
         return _from_factory(text, description)
+    _refuse_python_files(text)
     return _from_run(text, description)
+
+
+def _refuse_python_files(text: str) -> None:
+    """``nets/style.py:Generator`` is ``nets.style:Generator``."""
+    file, _, name = text.rpartition(":") if not text.endswith(".py") else (text, "", "FACTORY")
+    if not file.endswith(".py"):
+        return
+    parts = Path(file).with_suffix("").parts
+    if all(part.isidentifier() for part in parts):
+        raise UsageError(f"{text}: name the module, not its file: {'.'.join(parts)}:{name}")
+    raise UsageError(
+        f"{text}: name the module, not its file: run ganexport in {Path(file).parent} with {parts[-1]}:{name}"
+    )
 
 
 def _refuse_torch_options(description: Description, what: str) -> None:
@@ -192,15 +206,18 @@ def _override_dims(spec: GeneratorSpec, dims: Sequence[Dim]) -> GeneratorSpec:
 
 def _from_factory(text: str, description: Description) -> TorchSource:
     require_torch(f"{text}: a Python generator")
-    made = _call_factory(text)
+    module, made = _call_factory(text)
     spec = None
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], GeneratorSpec):
-        made, spec = made
-    return _from_module(made, description, text, spec, made=True)
+    if isinstance(module, tuple) and len(module) == 2 and isinstance(module[1], GeneratorSpec):
+        module, spec = module
+    return _from_module(module, description, text, spec, made=made)
 
 
-def _call_factory(text: str) -> Any:
+def _call_factory(text: str) -> tuple[Any, bool]:
+    """What the factory gives, and whether it made it for us; a module that stands under the name is taken as it is."""
     import importlib
+
+    from torch import nn
 
     package, _, name = text.partition(":")
     with _as_its_script(), _plain_python():
@@ -221,10 +238,12 @@ def _call_factory(text: str) -> Any:
             if not hasattr(target, part):
                 raise UsageError(f"{text}: {package} has no {name!r}")
             target = getattr(target, part)
+        if isinstance(target, nn.Module):
+            return target, False
         if not callable(target):
             raise UsageError(f"{text}: {name} is not callable; name a function or class that makes the module")
         try:
-            return target()
+            return target(), True
         except GanExportError:
             raise
         except SystemExit as error:

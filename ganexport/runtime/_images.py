@@ -34,7 +34,8 @@ def image_tensor(spec: GeneratorSpec) -> TensorSpec:
             else ""
         )
         raise UsageError(
-            f"this generator's outputs are not declared to be images ({kinds}): use .sample(n, seed) for arrays{hint}"
+            f"this generator's outputs are not declared to be images ({kinds}): use .sample(n, seed) for arrays, "
+            f"or ganexport generate --format npz{hint}"
         )
     if tensor.dtype != "uint8" and tensor.range is None:
         raise UsageError(

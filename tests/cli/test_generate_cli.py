@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +21,7 @@ from ganexport.artifact import MANIFEST, ArtifactWriter, Manifest, Provenance
 from ganexport.cli.main import run
 from ganexport.parity import Certificate, TensorParity
 from ganexport.runtime import _cuda, tensorrt
+from ganexport.spec import TensorSpec
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "runtime"))
 import tiny_generators as tiny
@@ -29,6 +31,15 @@ import tiny_generators as tiny
 def artifact(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "tiny"
     return tiny.make_artifact(path, tiny.image_spec(1, classes=10), tiny.image_model(1, classes=10))
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A generator of rows, no pictures."""
+    spec = msgspec.structs.replace(
+        tiny.image_spec(1), outputs=(TensorSpec("image", "float32", ("batch", 1, 4, 4), None, None, None),)
+    )
+    return tiny.make_artifact(tmp_path / "table", spec, tiny.image_model(1))
 
 
 @pytest.fixture
@@ -76,6 +87,18 @@ def test_a_folder_and_json(artifact, tmp_path, ganexport_command):
     with ganexport.load(artifact.path) as generator:
         pictures = generator.generate(3, start=7, labels=[1, 2, 3])
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "000009.png")), pictures[2, :, :, 0])
+
+
+def test_what_makes_no_pictures_is_told_how_to_get_samples(table, tmp_path, ganexport_command):
+    code, _, err = ganexport_command("generate", table.path, "-o", tmp_path / "out")
+    assert code == 2
+    assert "ganexport generate --format npz" in one_line(err)
+    code, _, err = ganexport_command("generate", table.path, "-o", tmp_path / "arrays.npz")
+    assert code == 2
+    assert "arrays are written as shards: --format npz -o FOLDER" in one_line(err)
+    code, out, _ = ganexport_command("generate", table.path, "-n", 3, "--format", "npz", "-o", tmp_path / "out")
+    assert code == 0
+    assert "3 samples in" in out
 
 
 def test_seeds_truncation_backend_and_batch(artifact, tmp_path, ganexport_command):

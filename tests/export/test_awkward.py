@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from ganexport.artifact import Artifact
+from ganexport.build.options import BuildOptions
 from ganexport.errors import ExportError, ParityError, UsageError
 from ganexport.export.convert import convert
 from ganexport.export.verify import verify
@@ -133,9 +136,15 @@ def test_gumbel_noise_has_its_distribution():
     [
         ("ShiftedBatch", ANY, r"awkward\.py:\d+: fftshift without dim shifts the batch too.*dim=\(-2, -1\)"),
         ("AttentionDropout", Z, r"dropout_p draws random numbers.*set it to 0 in evaluation"),
+        ("Inverts", Z, r"awkward\.py:\d+: aten\.linalg_inv_ex has no ONNX form"),
+        (
+            "HalfSpectrum",
+            Z,
+            r"awkward\.py:\d+: fft_ihfft of complex numbers has no real form here[^\n]*\)\Z",
+        ),
         ("HiddenDraw", Z, r"fractional_max_pool2d|an operator of torch draws random numbers"),
     ],
-    ids=["batch shifted", "attention", "operator"],
+    ids=["batch shifted", "attention", "inverse", "complex", "operator"],
 )
 def test_what_cannot_hold_is_refused_with_its_line(name, described, words, tmp_path):
     with pytest.raises(ExportError, match=words):
@@ -191,3 +200,42 @@ def test_values_beyond_their_range_are_told(tmp_path):
         "generators.awkward:DoubleWeights", to="onnx", output=tmp_path / "out", outputs=["image=[-1,1]:NCHW"], **Z
     )
     assert other.find("onnx").certificate.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["PyramidPooling", "NamedLikeItsInput"])
+def test_an_output_called_like_an_input_keeps_what_was_said_of_it(name, tmp_path):
+    source = f"generators.awkward:{name}"
+    torch.manual_seed(0)
+    made = convert(source, to="onnx", output=tmp_path / "out", outputs=["image=[-1,1]:NCHW"], **ANY)
+    torch.manual_seed(0)
+    assert verify(tmp_path / "out", against=source).passed
+    (tensor,) = made.spec.outputs
+    assert (tensor.name, tensor.range, tensor.layout) == ("image_out", (-1.0, 1.0), "NCHW")
+
+
+def test_infinite_values_are_a_failure_without_warnings_of_numpy(tmp_path, recwarn):
+    torch.manual_seed(0)
+    with pytest.raises(ParityError, match="the reference itself has NaN or infinite values"):
+        convert("generators.awkward:Infinite", to="onnx", output=tmp_path / "out", outputs=["image=[-1,1]:NCHW"], **Z)
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+def test_a_module_that_stands_in_a_file_is_a_source(tmp_path):
+    made = convert("generators.awkward:trained", to="onnx", output=tmp_path / "out", **Z)
+    assert made.find("onnx").certificate.verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        ("nets/style.py:Generator", {}, "name the module, not its file: nets.style:Generator"),
+        ("/opt/nets/style.py:Generator", {}, "run ganexport in /opt/nets with style:Generator"),
+        ("generators.awkward:trained", {"to": "onnx,trt"}, "--to onnx --to trt"),
+        ("generators.awkward:trained", {"options": BuildOptions(keep_fp32=("Conv",))}, "everything is fp32"),
+        ("generators.awkward:trained", {"options": BuildOptions(calibration_samples=9)}, "for int8 alone"),
+    ],
+    ids=["file", "file elsewhere", "two formats", "keep-fp32", "calibration"],
+)
+def test_what_cannot_be_meant_is_told(source, options, words, tmp_path):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        convert(source, output=tmp_path / "out", **{"to": "onnx"} | options, **Z)

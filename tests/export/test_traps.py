@@ -36,7 +36,7 @@ def line_of(name, text):
         ("RandomChoice", "randperm", ["randperm", "argument of forward"]),
         ("SizeBranch", "shape[0] > 4", ["branches on the size of batch", "max=4", "--dim batch"]),
         ("DataBranch", "h.mean() > 0", ["depends on the input", "torch.where"]),
-        ("FixedBatch", "int(h.shape[0])", ["fixes batch (to 3)", "--dim batch=3"]),
+        ("FixedBatch", "range(h.shape[0])", ["fixes batch (to 3)", "--dim batch=3"]),
     ],
 )
 def test_a_trap_is_refused_with_file_line_and_fix(name, text, words, tmp_path):

@@ -218,6 +218,8 @@ def audio_artifact(path: Path):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_that_are_no_pictures_are_sampled(tmp_path, backend):
     with ganexport.load(audio_artifact(tmp_path / "a").path, backend) as generator:
+        with pytest.raises(UsageError, match="is '8', which is not a whole number"):
+            generator.sample(2, seed=0, sizes={generator.spec.dims[-1].name: "8"})
         with pytest.raises(UsageError, match=r"not declared to be images .*use \.sample"):
             generator.generate(1)
         assert generator.sample(10)["audio"].shape == (10, 1, 32)

@@ -45,6 +45,13 @@ class PyramidPooling(nn.Module):
         return torch.tanh(self.last(torch.cat([x, *(F.interpolate(g, size=x.shape[2:]) for g in grids)], 1)))
 
 
+class NamedLikeItsInput(PyramidPooling):
+    """returns a dict whose entry is called like the input"""
+
+    def forward(self, image):
+        return {"image": super().forward(image)}
+
+
 class LargestPooling(PyramidPooling):
     """the same with maxima"""
 
@@ -172,6 +179,31 @@ class AttentionDropout(nn.Module):
         return F.scaled_dot_product_attention(q, q, q, dropout_p=0.1).flatten(1)
 
 
+class Infinite(nn.Module):
+    """divides by zero where a unit is off"""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+
+    def forward(self, z):
+        return 1 / torch.relu(torch.tanh(self.first(z))).view(-1, 1, 4, 4)
+
+
+class Inverts(nn.Module):
+    """has no ONNX form"""
+
+    def forward(self, z):
+        return torch.linalg.inv(z.view(-1, 4, 4) + 9 * torch.eye(4))
+
+
+class HalfSpectrum(nn.Module):
+    """a complex operator that has no form in pairs"""
+
+    def forward(self, z):
+        return torch.fft.ihfft(z).real
+
+
 class HiddenDraw(nn.Module):
     """an operator that draws by itself"""
 
@@ -189,3 +221,7 @@ class DoubleWeights(nn.Module):
 
     def forward(self, z):
         return torch.tanh(self.conv(self.first(z).view(-1, 4, 4, 4))) * torch.ones(1, dtype=self.conv.weight.dtype)
+
+
+#: A network that stands in its file, made when that is read.
+trained = nn.Sequential(nn.Linear(16, 8), nn.Tanh())
