@@ -45,6 +45,10 @@ class DataError(GanExportError):
     """A data file or folder that is missing, corrupt or of the wrong kind."""
 
 
+class MixedSizesError(DataError):
+    """A folder of pictures of several sizes, where nothing says which one they are to have."""
+
+
 class ArtifactError(GanExportError):
     """An artifact, manifest, ONNX file or engine that cannot be used as it is."""
 

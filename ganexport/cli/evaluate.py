@@ -69,7 +69,7 @@ def command(
     features of a small classifier that ships with ganexport, colour images by Inception's, whose weights you
     provide. All figures are printed with their conditions.
     """
-    from ganexport.data import open_images
+    from ganexport.data import open_images_like
     from ganexport.errors import MissingDependencyError
 
     try:
@@ -78,7 +78,13 @@ def command(
     except ImportError as error:
         raise MissingDependencyError(f"evaluating needs {error.name}: pip install 'ganexport[train]'") from None
 
-    real = open_images(data, split=split)
+    def picture_size() -> tuple[int, int, int]:
+        remarks().print(f"{data}: pictures of several sizes; the middle of each is resized to the generator's size")
+        with open_generator(source, backend, device) as generator:
+            height, width, channels = generator.generate(1).shape[1:]
+        return height, width, channels
+
+    real = open_images_like(data, picture_size, split=split)
     chosen = _backbone(backbone, backbone_weights, real.size[2], device)
 
     def made(name: str, backend: str | None) -> tuple[str, NDArray[np.uint8]]:

@@ -143,15 +143,15 @@ def neighbours(
     output: Path,
 ) -> None:  # fmt: skip
     """Each sample beside the training images nearest to it: has the generator learnt them by heart?"""
-    from ganexport.data import open_images
+    from ganexport.data import open_images_like
     from ganexport.data.fit import fit
     from ganexport.evaluation.source import open_generator
     from ganexport.explore.latents import neighbours as nearest
 
-    images = open_images(data)
     with open_generator(source, backend, device) as generator:
         made = generator.generate(count, seed)
     shape = (made.shape[1], made.shape[2], made.shape[3])
+    images = open_images_like(data, lambda: shape)
     smaller = images.size[0] <= shape[0] and images.size[1] <= shape[1]
     real = fit(images, shape, "pad" if smaller else "resize").array()
     remarks().print(f"comparing {count} samples with {len(real)} images of {images.name}")

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ganexport.data.fit import Fit
 from ganexport.data.images import ImageSet
-from ganexport.errors import DataError, nearest
+from ganexport.errors import DataError, MixedSizesError, nearest
 
-__all__ = ["EMBEDDED", "SOURCES", "ImageSet", "open_images"]
+__all__ = ["EMBEDDED", "SOURCES", "ImageSet", "open_images", "open_images_like"]
 
 #: Names of the real MNIST images that come with the package.
 EMBEDDED = ("mnist-10k", "embedded")
@@ -54,6 +55,24 @@ def open_images(
             f"{source}: no such file or folder, and no data set of that name.{hint} Names: {', '.join(SOURCES)}"
         )
     return _open_path(path, split, fit)
+
+
+def open_images_like(source: str, size: Callable[[], tuple[int, int, int]], *, split: str = "train") -> ImageSet:
+    """Open real images to compare a generator's with.
+
+    Args:
+        source: As for :func:`open_images`.
+        size: Gives the generator's (H, W, C); asked when a folder holds pictures of several sizes, of which the
+            largest centred square (in these proportions) is then resized to it, as ``data.fit = "resize"`` does.
+        split: As for :func:`open_images`.
+
+    Raises:
+        DataError: As :func:`open_images`.
+    """
+    try:
+        return open_images(source, split=split)
+    except MixedSizesError:
+        return open_images(source, split=split, fit=Fit(size(), "resize"))
 
 
 def _open_path(path: Path, split: str, fit: Fit | None) -> ImageSet:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ganexport.data.fit import Fit
 from ganexport.data.images import ImageSet, Pixels, from_arrays, opaque
-from ganexport.errors import DataError
+from ganexport.errors import DataError, MixedSizesError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 #: Decoded pixels up to this size are kept in memory; larger folders are decoded batch by batch.
@@ -53,7 +53,8 @@ class PictureReader:
             change = self.fit.change(_size(image), str(path))
             return image if change is None else change(image)
         if image.shape != self.size:
-            raise DataError(
+            kind = MixedSizesError if image.shape[2] == self.size[2] else DataError
+            raise kind(
                 f"{path}: {_describe(image.shape)}, but {self.files[0].name} is {_describe(self.size)}; "
                 "all pictures must have one size and one number of channels"
             )

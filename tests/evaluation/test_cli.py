@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from ganexport.artifact import ArtifactWriter, Manifest, Provenance
 from ganexport.cli.main import cli, run
@@ -84,6 +85,22 @@ def test_holes_are_one_line(artifact, tmp_path, capsys):
     ):
         assert run(["evaluate", *arguments]) == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_pictures_of_several_sizes_are_brought_to_the_generators(artifact, tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(120):
+        shape = [(28, 28), (40, 30), (64, 90)][number % 3]
+        Image.fromarray(draw.integers(0, 255, shape, np.uint8)).save(tmp_path / "photos" / f"{number}.png")
+    for command in (["evaluate"], ["explore", "neighbours", "-o", str(tmp_path / "n.png")]):
+        assert run([*command, str(artifact), "--data", str(tmp_path / "photos"), "-n", "100"]) == 0
+    said = capsys.readouterr()
+    assert "the middle of each is resized to the generator's size" in said.err
+    assert "100 generated (seed 0) against 120" in said.out
+    Image.fromarray(draw.integers(0, 255, (28, 28, 3), np.uint8)).save(tmp_path / "photos" / "colour.png")
+    assert run(["evaluate", str(artifact), "--data", str(tmp_path / "photos"), "-n", "100"]) == 2
+    assert "3 channels" in capsys.readouterr().err
 
 
 def test_drift_against_itself_is_none_and_against_a_rounded_copy_is_small(artifact, tmp_path, capsys):
