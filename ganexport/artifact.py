@@ -278,6 +278,17 @@ def write_atomic(destination: Path, content: bytes) -> None:
             raise
 
 
+def _strangers(folder: Path) -> list[str]:
+    """Files in an artifact's folder that its manifest does not name, hidden ones aside; none where it is unreadable."""
+    try:
+        manifest = Artifact(folder).manifest
+    except GanExportError:
+        return []
+    own = {MANIFEST, GOLDEN} | {name for file in manifest.files for name in (file.path, *file.companions)}
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name not in own and not name.rpartition("/")[2].startswith("."))
+
+
 class ArtifactWriter:
     """Collect an artifact's files in a hidden folder and publish them at once.
 
@@ -308,7 +319,14 @@ class ArtifactWriter:
     def _replaceable(self) -> bool:
         if not self._place.is_dir():
             return False
-        return (self._place / MANIFEST).is_file() or not any(self._place.iterdir())
+        if not (self._place / MANIFEST).is_file():
+            return not any(self._place.iterdir())
+        if others := _strangers(self._place):
+            raise OutputError(
+                f"{self.destination}: holds {others[0]}, which is no part of the artifact and would be lost; move "
+                "it away, or choose another output"
+            )
+        return True
 
     def __enter__(self) -> ArtifactWriter:
         return self

@@ -235,6 +235,12 @@ class Comparison:
         low, high = self.range
         slack = 0.05 * (high - low)
         if low - slack <= self.low and self.high <= high + slack:
+            middle = (low + high) / 2
+            if self.samples >= 64 and self.low >= middle - 0.01 * (high - low) and self.high > middle:
+                return (
+                    f"{self.name}: no value lies below {self.low:.3g}, its declared range is [{low:g},{high:g}]: if it "
+                    f"begins at {middle:g}, say so, or pictures lack contrast (--output says the range)"
+                )
             return ""
         return (
             f"{self.name}: the source's values reach from {self.low:.3g} to {self.high:.3g}, its declared range is "

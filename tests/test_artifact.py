@@ -50,10 +50,20 @@ def test_a_files_size_counts_the_weights_beside_it(tmp_path):
 
 def test_an_existing_artifact_is_replaced_as_a_whole(tmp_path):
     make(tmp_path / "a")
-    (tmp_path / "a" / "stale").touch()
+    (tmp_path / "a" / ".stale").touch()
     make(tmp_path / "a", b"new")
-    assert not (tmp_path / "a" / "stale").exists()
+    assert not (tmp_path / "a" / ".stale").exists()
     assert Artifact(tmp_path / "a").find("onnx").bytes == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_users_own_files_in_an_artifact_are_not_lost(tmp_path):
+    made = make(tmp_path / "a")
+    (made.path / "pictures").mkdir()
+    (made.path / "pictures" / "1.png").touch()
+    with pytest.raises(OutputError, match=r"holds pictures/1\.png, which is no part of the artifact"):
+        make(tmp_path / "a", b"new")
+    assert (made.path / "pictures" / "1.png").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 

@@ -193,7 +193,7 @@ def _check_output(output: Path, options: dict[str, Any], asked: dict[str, Any]) 
         raise UsageError("--shard-size needs --format")
     if options["kind"] is None and options["address"] is not None:
         raise UsageError("--ray needs --format: a cluster makes shards")
-    if not options["kind"] and output.suffix.lower() == ".npz":
+    if not options["kind"] and output.suffix.lower() in (".npz", ".npy"):
         raise UsageError(f"{output}: arrays are written as shards: --format npz -o FOLDER")
     if options["kind"] and output.suffix.lower() == ".png":
         raise UsageError(f"--format writes a folder of shards, {output} is a file's name")
@@ -201,6 +201,8 @@ def _check_output(output: Path, options: dict[str, Any], asked: dict[str, Any]) 
         require_writable(output)
         return
     with writing(output):
+        if any((output / name).is_file() for name in ("manifest.json", "recipe.toml")):
+            raise OutputError(f"{output}: is an artifact or a run; choose another folder for what is made")
         if output.exists() and not output.is_dir():
             raise OutputError(f"{output}: is a file; a folder, or NAME.png for a grid, is wanted")
     if output.suffix.lower() in PICTURES:

@@ -95,4 +95,8 @@ def command(
     elif not result.already_finished:
         click.echo(f"{result.run}: {result.step} steps in {result.seconds:.1f} s")
         named = shlex.quote(str(result.run))
-        click.echo(f"look at {result.run}/samples and {result.run}/curves.png; next: ganexport convert {named}")
+        made = shlex.quote(f"{result.run}-onnx")
+        click.echo(
+            f"look at {result.run}/samples and {result.run}/curves.png; "
+            f"next: ganexport convert {named} --to onnx -o {made}"
+        )

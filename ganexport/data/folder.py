@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", "
 #: Decoded pixels up to this size are kept in memory; larger folders are decoded batch by batch.
 MEMORY_LIMIT = 4 << 30
 #: Pillow modes that are taken as they are, and the mode they become.
-_MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", "RGBA": "RGBA"}
+_MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", "RGBA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LA": "RGBA"}
 
 
 class PictureReader:
-    """Pictures decoded when asked for; every one is brought to the model's size, or checked against the first one's.
+    """Pictures decoded when asked for, each brought to the model's size, or checked against the first one's.
+
+    Grey pictures become colour ones where those are wanted.
 
     Args:
         files: In order.
@@ -49,6 +52,8 @@ class PictureReader:
     def fitted(self, index: int, image: Pixels) -> Pixels:
         """A decoded picture [h, w, C] as :meth:`read` gives it."""
         path = self.files[index]
+        if image.shape[2] == 1 and self.size[2] == 3:
+            image = np.repeat(image, 3, axis=2)  # a grey picture among colour ones
         if self.fit is not None:
             change = self.fit.change(_size(image), str(path))
             return image if change is None else change(image)
@@ -72,7 +77,7 @@ def read_folder(folder: Path, memory_limit: int = MEMORY_LIMIT, fit: Fit | None 
     Raises:
         DataError: No pictures, a damaged one, sizes that do not fit, or pictures beside class folders.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = _pictures(folder)
     if not files:
         raise DataError(f"{folder}: no pictures in it ({', '.join(s[1:] for s in SUFFIXES[:5])}, …) and no idx files")
     labels, classes = _labels(folder, files)
@@ -93,6 +98,22 @@ def read_folder(folder: Path, memory_limit: int = MEMORY_LIMIT, fit: Fit | None 
     for path in files:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
     return ImageSet(reader, labels, reader.size, name, classes, digest.hexdigest())
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Pictures below a folder, in links to folders too; names that begin with a dot are the system's, and left out."""
+    found = []
+    seen = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(here)
+        if place in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(here) / name for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(found)
 
 
 def _labels(
@@ -116,7 +137,7 @@ def decode(path: Path) -> Pixels:
     Raises:
         DataError: Missing, truncated, not a picture, or of a mode with more than 8 bits.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
@@ -125,7 +146,8 @@ def decode(path: Path) -> Pixels:
                     f"{path}: picture mode {picture.mode} is not supported; convert it to grey or RGB, 8 bits"
                 )
             picture.load()
-            pixels = np.asarray(picture.convert(_MODES[picture.mode]))
+            mode = "RGBA" if picture.mode == "P" and "transparency" in picture.info else _MODES[picture.mode]
+            pixels = np.asarray(ImageOps.exif_transpose(picture).convert(mode))  # as cameras say it is to be held
     except UnidentifiedImageError:
         raise DataError(f"{path}: not a picture, or damaged") from None
     except Image.DecompressionBombError as error:

@@ -137,6 +137,11 @@ def evaluate_images(
     """
     if min(len(fake), len(real)) < 100:
         raise UsageError(f"needs at least 100 images on each side, got {len(fake)} generated and {len(real)} real")
+    if fake.shape[-1] != real.shape[-1]:
+        raise UsageError(
+            f"{source}: makes images of {fake.shape[-1]} channels, {data} has {real.shape[-1]}: name images like those "
+            "that it learnt from with --data"
+        )
     chosen = backbone or BACKBONES.load("digits").backbone()
     fake_features, probabilities = chosen.features(fake)
     real_features, _ = chosen.features(real)

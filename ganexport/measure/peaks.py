@@ -33,8 +33,9 @@ def measure(device: str = "cpu", precisions: list[str] | None = None, threads: i
             products follow the environment (:data:`THREAD_VARIABLES`).
 
     Returns:
-        ``gemm`` (precision → operations a second, two a multiply-accumulate) and ``copy`` (bytes a
-        second, read and written bytes both counted; of one thread or of all together, whichever is more).
+        ``gemm`` (precision, where it has a rate of its own here → operations a second, two a multiply-accumulate) and
+        ``copy`` (bytes a second, read and written bytes both counted; of one thread or of all together, whichever is
+        more).
     """
     torch = _torch(precisions or ["fp32"], device)
     if torch is not None and threads is not None:
@@ -44,6 +45,10 @@ def measure(device: str = "cpu", precisions: list[str] | None = None, threads: i
         rates = [rate for rate in (_numpy_gemm(precision, device), _torch_gemm(torch, precision, device)) if rate]
         if rates:
             gemm[precision] = max(rates)
+    if device == "cpu" and {"fp16", "bf16"} & set(gemm):
+        full = gemm.get("fp32") or _numpy_gemm("fp32", device) or 0.0
+        # Where torch multiplies halves one by one, engines compute them in fp32: what it reaches is no peak of theirs.
+        gemm = {name: rate for name, rate in gemm.items() if name not in ("fp16", "bf16") or rate >= full}
     if device == "cpu":  # some machines give all they have to one thread, and less to several
         copy = max(_copy(count) for count in {1, threads or usable_cores()})
     else:

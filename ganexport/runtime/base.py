@@ -23,6 +23,10 @@ Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 
 
+#: More threads than any machine has cores: a slip of the pen would take all processes that the system allows.
+MAX_THREADS = 1024
+
+
 class Setting(NamedTuple):
     """One option of a backend.
 
@@ -312,6 +316,8 @@ def check_settings(backend: str, settings: Mapping[str, Any] | None, known: Mapp
             what = "a whole number from 1" if wanted is int else f"a {wanted.__name__}"
             what = f"one of {', '.join(choices)}" if choices else what
             raise UsageError(f"setting {name!r} of {backend} ({meaning}) must be {what}, got {value!r}")
+        if name == "threads" and isinstance(value, int) and value > MAX_THREADS:
+            raise UsageError(f"setting 'threads' of {backend} is {value}; {MAX_THREADS} is the most that is taken")
     return checked
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from ganexport.artifact import write_atomic, writing
 from ganexport.checkpoint import checkpoint_path, read_state, steps_of
-from ganexport.data import SOURCES, open_images
+from ganexport.data import SOURCES, ImageSet, open_images
 from ganexport.data.fit import Fit
 from ganexport.errors import BackendUnavailableError, OutputError, RecipeError, UsageError
 from ganexport.recipe import FILE, Recipe, load_recipe, override, read_toml, resolve, to_plain, to_toml
@@ -167,8 +168,12 @@ def _train(
     fit = Fit(model_size(recipe), recipe.data.fit)
     images = fitted(recipe, open_images(recipe.data.source, download=download, fit=fit))
     reporter.resolved(to_toml(recipe))
+    if classes := _told_classes(images):
+        reporter.remark(classes)
     parameters = _count_parameters(recipe)
     if dry_run:
+        if latest is None:
+            _transfer(Trainer(recipe, images, group=group, device=device), reporter)
         return _result(None, latest.step if latest else 0, recipe, parameters=parameters)
     table: list[dict[str, Any]] = []
     if tune and latest is None:
@@ -178,19 +183,15 @@ def _train(
         torch.set_num_threads(recipe.training.threads)
     elif tune:
         reporter.remark("the run keeps the settings it was started with: tuning is for a fresh start")
-    if group.leads:
-        write_atomic(run / FILE, to_toml(recipe).encode())
-        if table:
-            content = {"rows": table, "chosen": {key: _get(to_plain(recipe), key) for key in TUNED}}
-            write_atomic(run / TUNING_FILE, msgspec.json.format(msgspec.json.encode(content), indent=2))
-    group.barrier()
     trainer = Trainer(recipe, images, group=group, device=device, run=run, reporter=reporter, rollback=rollback)
     if latest is not None:
         trainer.restore()
         reporter.remark(f"going on from step {latest.step} of {recipe.training.steps}")
-    elif recipe.transfer.init_from:
-        for taken in trainer.networks.transfer():
-            reporter.remark(str(taken))
+    else:
+        _transfer(trainer, reporter)
+    if group.leads:  # not before: what cannot start leaves its folder free for the next attempt
+        _write_recipe(run, recipe, table)
+    group.barrier()
     if rollback and group.gather((run / DIVERGED_FILE).is_file())[0]:
         why = f"the run had diverged; on from step {trainer.step}"
         trainer.lower_rate(trainer.rate_scale * ROLLBACK_FACTOR, trainer.rollbacks + 1, why)
@@ -200,6 +201,31 @@ def _train(
     if group.leads:
         draw_curves(run)
     return _result(run, trainer.step, recipe, True, seconds=seconds, parameters=parameters, tuning=table)
+
+
+def _told_classes(images: ImageSet) -> str:
+    """The classes that were found, in the order of their numbers; empty without labels."""
+    if images.labels is None or not images.classes:
+        return ""
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    shown = [f"{i} {name} ({count:,})" for i, (name, count) in enumerate(zip(images.classes, counts, strict=False))]
+    more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
+    return f"{images.name}: {len(images):,} images; classes: {', '.join(shown[:20])}{more}"
+
+
+def _transfer(trainer: Trainer, reporter: Reporter) -> None:
+    """Start from the weights that the recipe names, if it does, and tell what was taken."""
+    if trainer.recipe.transfer.init_from:
+        for taken in trainer.networks.transfer():
+            reporter.remark(str(taken))
+
+
+def _write_recipe(run: Path, recipe: Recipe, table: list[dict[str, Any]]) -> None:
+    """The recipe as it is trained, and what the tuner measured, where it did."""
+    write_atomic(run / FILE, to_toml(recipe).encode())
+    if table:
+        content = {"rows": table, "chosen": {key: _get(to_plain(recipe), key) for key in TUNED}}
+        write_atomic(run / TUNING_FILE, msgspec.json.format(msgspec.json.encode(content), indent=2))
 
 
 # ---- recipe and place ------------------------------------------------------------------------

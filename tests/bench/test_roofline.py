@@ -127,3 +127,14 @@ def test_without_a_peak_of_that_precision_there_is_no_share():
     (found,) = roofline.annotate([row(80, "int8")], {"": cost}, PEAKS)
     assert "share" not in found.facts["roofline"]
     assert roofline.annotate([Measurement({"name": "gone"}, {}, unavailable="why")], {"": cost}, PEAKS)[0].facts == {}
+
+
+@pytest.mark.parametrize(("rate", "counts"), [(2e9, False), (5e11, True)], ids=["one by one", "units of its own"])
+@pytest.mark.parametrize("precisions", [["fp32", "fp16"], ["fp16"]], ids=["beside fp32", "alone"])
+def test_a_half_precision_slower_than_fp32_is_no_peak(rate, counts, precisions, monkeypatch):
+    monkeypatch.setattr(peaks, "_numpy_gemm", lambda precision, device: 2e11 if precision == "fp32" else None)
+    monkeypatch.setattr(peaks, "_torch_gemm", lambda torch, precision, device: rate if precision == "fp16" else None)
+    monkeypatch.setattr(peaks, "_copy", lambda count: 1e10)
+    found = peaks.measure("cpu", precisions)["gemm"]
+    assert ("fp16" in found) is counts
+    assert ("fp32" in found) is ("fp32" in precisions)

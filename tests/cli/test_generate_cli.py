@@ -101,6 +101,15 @@ def test_what_makes_no_pictures_is_told_how_to_get_samples(table, tmp_path, gane
     assert "3 samples in" in out
 
 
+def test_pictures_are_not_put_into_an_artifact(artifact, ganexport_command):
+    before = sorted(path.name for path in artifact.path.iterdir())
+    for more in ((), ("--format", "npz")):
+        code, _, err = ganexport_command("generate", artifact.path, "-n", 3, "-o", artifact.path, *more)
+        assert code != 0
+        assert "is an artifact or a run" in one_line(err)
+    assert sorted(path.name for path in artifact.path.iterdir()) == before
+
+
 def test_seeds_truncation_backend_and_batch(artifact, tmp_path, ganexport_command):
     code, _, err = ganexport_command(
         *("generate", artifact.path, "--seeds", "5,6", "--class", 3, "--truncation", 0.5, "--batch-size", 1),
@@ -168,6 +177,7 @@ def test_shards_and_their_continuation(artifact, tmp_path, ganexport_command):
         (("--device", "tpu"), "write cpu, cuda or cuda:1"),
         (("--precision", "fp8"), "holds no fp8 file"),
         (("--threads", "0"), "must be a whole number from 1"),
+        (("--threads", "100000"), "1024 is the most that is taken"),
         (("--shard-size", "5"), "--shard-size needs --format"),
         (("--format", "npz", "--seeds", "1,2"), "--seeds does not go with --format"),
         (("-n", "20000"), "too many: use --format"),

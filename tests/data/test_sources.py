@@ -274,3 +274,50 @@ def test_an_opaque_alpha_is_dropped_and_a_transparent_one_refused(tmp_path: Path
         open_images(str(tmp_path), fit=Fit((8, 8, 3), "resize"))
     with pytest.raises(DataError, match=r"set: has transparent pixels"):
         fit(open_images(str(tmp_path / "set.npz")), (8, 8, 3))
+
+
+def test_a_photo_lies_as_the_camera_held_it(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    pixels[:4] = 255  # the upper half, which a quarter turn brings to the right
+    photo = Image.fromarray(pixels)
+    tags = photo.getexif()
+    tags[0x112] = 6
+    photo.save(tmp_path / "photo.png", exif=tags)
+    (image,) = open_images(str(tmp_path)).images
+    assert image.shape == (12, 8, 3)
+    assert image[:, 4:].min() == 255
+    assert image[:, :4].max() == 0
+
+
+def test_hidden_names_are_left_out_and_linked_classes_are_read(tmp_path: Path) -> None:
+    elsewhere = write_pictures(tmp_path / "elsewhere")
+    data = tmp_path / "data"
+    write_pictures(data / "dog")
+    write_pictures(data / ".ipynb_checkpoints")
+    (data / "cat").symlink_to(elsewhere, target_is_directory=True)
+    (data / "dog" / "round").symlink_to(data, target_is_directory=True)  # leads back
+    (data / "dog" / "._0.png").write_bytes(b"what a Mac leaves")
+    images = open_images(str(data))
+    assert images.classes == ("cat", "dog")
+    assert len(images) == 6
+    assert list(images.labels) == [0, 0, 0, 1, 1, 1]
+
+
+def test_grey_and_printers_pictures_among_colour_ones(tmp_path: Path) -> None:
+    Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / "0.png")
+    Image.new("L", (6, 4), 99).save(tmp_path / "1.png")
+    Image.new("CMYK", (6, 4), (255, 0, 0, 0)).save(tmp_path / "2.jpg")
+    for images in (
+        open_images(str(tmp_path)),
+        open_images(str(tmp_path), fit=Fit((4, 6, 3))),
+        read_folder(tmp_path, memory_limit=0),
+    ):
+        picture = images.array()
+        assert picture.shape == (3, 4, 6, 3)
+        assert (picture[1] == 99).all()
+        assert picture[2, ..., 0].max() < 20
+        assert picture[2, ..., 1:].min() > 100
+    seen = Image.new("P", (6, 4), 0)
+    seen.save(tmp_path / "3.png", transparency=0)
+    with pytest.raises(DataError, match="transparent pixels"):
+        open_images(str(tmp_path), fit=Fit((4, 6, 3)))

@@ -101,6 +101,10 @@ def test_pictures_of_several_sizes_are_brought_to_the_generators(artifact, tmp_p
     Image.fromarray(draw.integers(0, 255, (28, 28, 3), np.uint8)).save(tmp_path / "photos" / "colour.png")
     assert run(["evaluate", str(artifact), "--data", str(tmp_path / "photos"), "-n", "100"]) == 2
     assert "3 channels" in capsys.readouterr().err
+    np.save(tmp_path / "colour.npy", draw.integers(0, 255, (120, 28, 28, 3), np.uint8))
+    arguments = ["--data", str(tmp_path / "colour.npy"), "--backbone", "digits", "-n", "100"]
+    assert run(["evaluate", str(artifact), *arguments]) == 2
+    assert "makes images of 1 channels" in capsys.readouterr().err
 
 
 def test_drift_against_itself_is_none_and_against_a_rounded_copy_is_small(artifact, tmp_path, capsys):

@@ -196,6 +196,10 @@ def test_values_beyond_their_range_are_told(tmp_path):
     (warning,) = made.find("onnx").certificate.warnings
     assert warning.startswith("image: the source's values reach from -")
     assert "[0,0.01]" in warning
+    half = convert(
+        "generators.awkward:Positive", to="onnx", output=tmp_path / "half", outputs=["image=[-1,1]:NCHW"], **Z
+    )
+    assert "if it begins at 0, say so" in half.find("onnx").certificate.warnings[0]
     other = convert(
         "generators.awkward:DoubleWeights", to="onnx", output=tmp_path / "out", outputs=["image=[-1,1]:NCHW"], **Z
     )

@@ -139,6 +139,14 @@ def test_a_rollback_before_the_first_checkpoint_goes_back_to_the_transferred_wei
     assert all(torch.equal(value, wanted[name]) for name, value in tiny_run.weights(diverged).items())
 
 
+def test_a_start_that_fails_leaves_its_folder_free(source: Path, tmp_path: Path) -> None:
+    recipe = str(tiny_run.write(tmp_path))
+    for dry in (True, False):
+        with pytest.raises(CheckpointError, match="no such run"):
+            train(recipe, out=tmp_path / "run", init_from="nowhere", sets=SHORT, dry_run=dry)
+    train(recipe, out=tmp_path / "run", init_from=source, sets=SHORT)
+
+
 def test_freezing_is_refused_where_it_makes_no_sense(source: Path, tmp_path: Path) -> None:
     recipe = str(tiny_run.write(tmp_path))
     with pytest.raises(RecipeError, match=r"needs transfer\.init_from"):

@@ -179,6 +179,17 @@ class AttentionDropout(nn.Module):
         return F.scaled_dot_product_attention(q, q, q, dropout_p=0.1).flatten(1)
 
 
+class Positive(nn.Module):
+    """a sigmoid at the end"""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+
+    def forward(self, z):
+        return torch.sigmoid(self.first(z)).view(-1, 1, 4, 4)
+
+
 class Infinite(nn.Module):
     """divides by zero where a unit is off"""
 
