@@ -136,7 +136,9 @@ def _export(
         try:
             with symbolic_numbers(list(scopes.values())):
                 program = _traced(module, inputs, spec, decisions, seen)
-        except Exception:  # noqa: BLE001 - whatever it is, the refusal of the code as it stands tells more
+        except Exception as error:
+            if "Constraints violated" in str(error) and decisions.places:
+                raise  # with int() out of the way, what is left is a branch on a size
             decisions.places[:] = places
         else:
             seen.numbers = tuple(scopes)
@@ -262,7 +264,8 @@ def _specialised(text: str, at: str, spec: GeneratorSpec) -> ExportError:
             return ExportError(
                 f"{at}the code fixes {dim.name} (to {size}), for instance by int(), len(), a loop or a "
                 "table of that size; "
-                f"keep it symbolic (x.shape[…] as it is), or export the one size: --dim {dim.name}={size}"
+                "keep it symbolic (x.shape[…] as it is, torch.arange(n) for range(n)), or export the one size: "
+                f"--dim {dim.name}={size}"
             )
         if multiple := re.search(rf"\n\s*{symbol}\s*=\s*(\d+)\s*\*", text):
             step = int(multiple.group(1)) * dim.step

@@ -17,6 +17,7 @@ from ganexport.errors import ExportError
 from ganexport.export.floor_division import floor_forms
 from ganexport.export.prepare.recurrent import onnx_forms
 from ganexport.export.prepared import Prepared
+from ganexport.export.symbolic_numbers import number_forms
 
 #: The exporter writes fp32; other precisions are made on its graph.
 PRECISIONS = ("fp32",)
@@ -80,7 +81,7 @@ def _run_exporter(prepared: Prepared, program: torch.export.ExportedProgram, ops
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
                 opset_version=opset,
-                custom_translation_table=onnx_forms() | floor_forms(program),
+                custom_translation_table=onnx_forms() | floor_forms(program) | number_forms(),
                 optimize=True,
                 verbose=False,
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,21 @@ class _Float(builtins.float, metaclass=_Symbolic):
 
 #: What the names mean meanwhile.
 NAMES: dict[str, type] = {"int": _Int, "float": _Float}
+
+
+def number_forms() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """How the exporter writes what it has no form for itself: ``round(size * scale)``, half to even in both worlds."""
+    from onnx import TensorProto
+    from onnxscript import opset18
+
+    op: Any = opset18
+
+    def rounded(number: Any, digits: int | None = None) -> Any:
+        if digits:
+            return op.Div(op.Round(op.Mul(number, 10.0**digits)), 10.0**digits)
+        return op.Cast(op.Round(number), to=TensorProto.INT64)
+
+    return {builtins.round: rounded}
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from ganexport.export.prepare.affine_grid import SymbolicAffineGrid
 from ganexport.export.prepare.attention import FourDimensionalAttention
 from ganexport.export.prepare.autocast import FullPrecision, without_autocast
 from ganexport.export.prepare.autograd_functions import plain_functions
+from ganexport.export.prepare.batch_statistics import WrittenOutStatistics
 from ganexport.export.prepare.cumulative_product import ScannedProduct
 from ganexport.export.prepare.distributions import unchecked_distributions
 from ganexport.export.prepare.fold import FoldAsConvolution
@@ -50,6 +51,7 @@ REWRITINGS: tuple[type[Rewriting], ...] = (
     TakenByGather,
     SlicedRoll,
     MeanSlopes,
+    WrittenOutStatistics,
 )
 
 

@@ -61,6 +61,7 @@ def test_adaptive_pooling_of_a_free_length(tmp_path):
     assert {5, 99} <= {sizes["frames"] for sizes in made.find("onnx").certificate.unseen}
 
 
+ADAPTED = {"inputs": ["image=uniform(-1,1)[batch,3,16,16]", "style=normal[batch,8]"], "batch": "1:2:4"}
 FOURS = ANY | {"dims": ["height=8:16:32/4", "width=8:16:24/4"]}
 
 
@@ -80,7 +81,7 @@ def test_plain_numbers_of_sizes_stay_symbolic(name, described, tmp_path):
 
 
 def test_int_does_not_hide_a_branch(tmp_path):
-    with pytest.raises(ExportError, match=r"awkward\.py:\d+: the code fixes height"):
+    with pytest.raises(ExportError, match=r"awkward\.py:\d+: the code branches on the size of height"):
         convert("generators.awkward:IntHidesABranch", to="onnx", output=tmp_path / "out", **ANY)
 
 
@@ -96,6 +97,12 @@ def test_an_output_as_long_as_the_larger_side(tmp_path):
 @pytest.mark.parametrize(
     ("name", "described", "line"),
     [
+        (
+            "AdaptedByBatchNorm",
+            ADAPTED,
+            "batch-statistics: 1 normalisations by the statistics of their input",
+        ),
+        ("RoundedSize", ANY, "mean-slopes: 1 randomised leaky ReLUs in evaluation as leaky ReLUs"),
         ("TakesAlong", Z, "take-along-dim: 2 as gather"),
         ("CentredSpectrum", ANY, "sliced-roll: 3 shifts that follow the input's size"),
         ("Slopes", Z, "mean-slopes: 1 randomised leaky ReLUs in evaluation as leaky ReLUs"),
@@ -107,7 +114,7 @@ def test_an_operator_that_exporters_lack_converts(name, described, line, tmp_pat
     torch.manual_seed(0)
     made = convert(f"generators.awkward:{name}", to="onnx", output=tmp_path / "out", **described)
     assert made.find("onnx").certificate.verdict == "pass"
-    assert line in made.find("onnx").passes
+    assert any(told.startswith(line) for told in made.find("onnx").passes)
 
 
 @pytest.mark.parametrize("name", ["random_slopes", "Gumbel", "hard_gumbel"])

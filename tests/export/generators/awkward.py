@@ -95,6 +95,30 @@ class SizesAsInts(ConvBlock):
         return torch.tanh(y / float(h) * (torch.arange(int(w * 0.5)) / float(w)))
 
 
+class RoundedSize(ConvBlock):
+    """round() of a size"""
+
+    def forward(self, x):
+        size = (round(x.shape[2] * 0.5), round(x.shape[3] * 1.5))
+        return F.rrelu(F.interpolate(self.conv(x), size=size))
+
+
+class AdaptedByBatchNorm(ConvBlock):
+    """AdaIN as batch normalisation of one batch whose channels are all the samples' (MUNIT)"""
+
+    def __init__(self):
+        super().__init__()
+        self.affine = nn.Linear(8, 6)
+
+    def forward(self, image, style):
+        x = self.conv(image)
+        b, c, h, w = x.shape
+        scale, shift = (part.reshape(-1) for part in self.affine(style).chunk(2, 1))
+        mean, spread = torch.zeros(3).repeat(b), torch.ones(3).repeat(b)
+        y = F.batch_norm(x.view(1, b * c, h, w), mean, spread, scale, shift, True, 0.1, 1e-5)
+        return torch.tanh(y.view(b, c, h, w))
+
+
 class IntHidesABranch(ConvBlock):
     """a branch on a size behind int()"""
 
