@@ -28,11 +28,22 @@ from ganexport.spec import BATCH, Dim, GeneratorSpec
 
 
 def example_sizes(spec: GeneratorSpec) -> dict[str, int]:
-    """Sizes shown to the exporters: neither 0 nor 1, which torch treats specially, and small."""
-    sizes = {}
+    """Sizes shown to the exporters: neither 0 nor 1, which torch treats specially, small, and like no training size.
+
+    An odd number of steps, and another for each dimension: code asks whether the size is the one it was trained at, or
+    height equals width, and a graph should hold what it does otherwise.
+    """
+    sizes: dict[str, int] = {}
     for dim in spec.dims:
-        wanted = 3 if dim.name == BATCH else max(dim.min, 2 * dim.step)
-        sizes[dim.name] = min(max(dim.min, -(-wanted // dim.step) * dim.step), dim.max)
+        if dim.name == BATCH:
+            sizes[dim.name] = min(max(dim.min, -(-3 // dim.step) * dim.step), dim.max)
+            continue
+        steps = max(-(-dim.min // dim.step), 2) | 1
+        while steps * dim.step in sizes.values():
+            steps += 2
+        fits = dim.min <= steps * dim.step <= dim.max
+        smallest = min(max(dim.min, 2 * dim.step), dim.max)
+        sizes[dim.name] = steps * dim.step if fits else smallest
     return sizes
 
 

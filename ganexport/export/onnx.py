@@ -6,7 +6,9 @@ import contextlib
 import io
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +16,15 @@ import torch
 from ganexport.build import onnx_file
 from ganexport.build.options import OPSET, BuildOptions, Built, file_name
 from ganexport.errors import ExportError
+from ganexport.export.exact_constants import exact_constants
 from ganexport.export.floor_division import floor_forms
 from ganexport.export.prepare.recurrent import onnx_forms
 from ganexport.export.prepared import Prepared
 from ganexport.export.symbolic_numbers import number_forms
+from ganexport.spec import GeneratorSpec
 
+#: What inputs and outputs are called until every value inside has its name.
+_INPUT, _OUTPUT = "ganexport.input.", "ganexport.output."
 #: The exporter writes fp32; other precisions are made on its graph.
 PRECISIONS = ("fp32",)
 
@@ -45,6 +51,7 @@ def export(
     opset = options.opset or OPSET
     program_onnx = _run_exporter(prepared, program, opset)
     model = program_onnx.model_proto
+    _name_interface(model, spec)
     _keep_origins_short(model)
     fixed = onnx_file.static_inputs(model, spec)
     if fixed:
@@ -72,14 +79,19 @@ def export(
 def _run_exporter(prepared: Prepared, program: torch.export.ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
     spec = prepared.spec
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), onnx_file.quiet():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            onnx_file.quiet(),
+            exact_constants(),
+        ):
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
                 program,
                 (),
                 dynamo=True,
-                input_names=[tensor.name for tensor in spec.inputs],
-                output_names=[tensor.name for tensor in spec.outputs],
+                input_names=[f"{_INPUT}{number}" for number in range(len(spec.inputs))],
+                output_names=[f"{_OUTPUT}{number}" for number in range(len(spec.outputs))],
                 opset_version=opset,
                 custom_translation_table=onnx_forms() | floor_forms(program) | number_forms(),
                 optimize=True,
@@ -89,6 +101,37 @@ def _run_exporter(prepared: Prepared, program: torch.export.ExportedProgram, ops
         raise _explain(error, program) from None
     assert made is not None
     return made
+
+
+def _name_interface(model: Any, spec: GeneratorSpec) -> None:
+    """The spec's names for inputs and outputs; values inside that are called so (``view``, ``linear``) get others.
+
+    The exporter names inputs as it is told, beside operators' results of the same name.
+    """
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    taken |= {tensor.name for tensor in model.graph.initializer}
+    names: dict[str, str] = {}
+    for prefix, tensors in ((_INPUT, spec.inputs), (_OUTPUT, spec.outputs)):
+        for number, tensor in enumerate(tensors):
+            names[f"{prefix}{number}"] = tensor.name
+            if tensor.name in taken:
+                inside = tensor.name
+                while inside in taken:
+                    inside += "_"
+                taken.add(inside)
+                names[tensor.name] = inside
+    _rename(model.graph, names)
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for side in (node.input, node.output):
+            side[:] = [names.get(name, name) for name in side]
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _rename(inner, names)
 
 
 def _place_of(program: torch.export.ExportedProgram, operator: str) -> str:

@@ -28,6 +28,7 @@ from ganexport.export.prepare.modulated_convolution import PerSampleConvolution
 from ganexport.export.prepare.random_slopes import MeanSlopes
 from ganexport.export.prepare.randomness import Draw, Randomness
 from ganexport.export.prepare.recurrent import FreeLengthRecurrence
+from ganexport.export.prepare.search import CountedSearch
 from ganexport.export.prepare.shifting import SlicedRoll
 from ganexport.export.prepare.spectral import SpectralAsConvolution
 from ganexport.export.prepare.take_along import TakenByGather
@@ -52,6 +53,7 @@ REWRITINGS: tuple[type[Rewriting], ...] = (
     SlicedRoll,
     MeanSlopes,
     WrittenOutStatistics,
+    CountedSearch,
 )
 
 
@@ -186,7 +188,7 @@ class Wrapped(torch.nn.Module):
         if noise:
             return lambda number, shape: noise[number]
         if self.constants:
-            return lambda number, shape: getattr(self, f"noise_{number}").expand(*shape)
+            return lambda number, shape: getattr(self, f"noise_{number}").expand(*shape).clone()
         return None
 
 

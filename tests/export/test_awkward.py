@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
+import ganexport
 from ganexport.artifact import Artifact
 from ganexport.build.options import BuildOptions
 from ganexport.errors import ExportError, ParityError, UsageError
@@ -103,6 +106,7 @@ def test_an_output_as_long_as_the_larger_side(tmp_path):
             "batch-statistics: 1 normalisations by the statistics of their input",
         ),
         ("RoundedSize", ANY, "mean-slopes: 1 randomised leaky ReLUs in evaluation as leaky ReLUs"),
+        ("SampledRays", Z, "counted-search: 2 searches in sorted values as counts"),
         ("TakesAlong", Z, "take-along-dim: 2 as gather"),
         ("CentredSpectrum", ANY, "sliced-roll: 3 shifts that follow the input's size"),
         ("Slopes", Z, "mean-slopes: 1 randomised leaky ReLUs in evaluation as leaky ReLUs"),
@@ -250,3 +254,39 @@ def test_a_module_that_stands_in_a_file_is_a_source(tmp_path):
 def test_what_cannot_be_meant_is_told(source, options, words, tmp_path):
     with pytest.raises(UsageError, match=re.escape(words)):
         convert(source, output=tmp_path / "out", **{"to": "onnx"} | options, **Z)
+
+
+def test_arguments_and_outputs_may_be_called_like_operators(tmp_path):
+    torch.manual_seed(0)
+    made = convert(
+        "generators.awkward:NamedLikeOperators", to=["onnx", "trt"], output=tmp_path / "out", batch="1:4:9",
+        inputs=["linear=normal[batch,16]", "view=normal[batch,16]"], outputs=["add=[-9,9]"],
+    )  # fmt: skip
+    assert made.find("onnx").certificate.verdict == "pass"
+    assert [t.name for t in (*made.spec.inputs, *made.spec.outputs)] == ["linear", "view", "add"]
+    graph = onnx.load(tmp_path / "out" / "generator.onnx").graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["linear", "view", "add"]
+
+
+def test_the_smallest_epsilon_stays_in_the_file(tmp_path):
+    inputs = ["z=normal[batch,16]", "mask=label(2)[batch,16]:float32"]
+    convert("generators.awkward:SmallEpsilons", to="onnx", output=tmp_path / "out", inputs=inputs, batch="1:4:9")
+    z, mask = np.ones((2, 16), np.float32), np.zeros((2, 16), np.float32)
+    with ganexport.load(tmp_path / "out") as generator:
+        pooled, logarithm = generator.run({"z": z, "mask": mask}).values()
+    assert np.array_equal(pooled, z * np.float32(1.000001))
+    assert np.allclose(logarithm, np.log(1e-10), rtol=1e-5)
+
+
+def test_constant_noise_may_be_written_into(tmp_path):
+    made = convert("generators.awkward:WritesIntoNoise", to="onnx", output=tmp_path / "out", noise="constant", **Z)
+    assert made.find("onnx").certificate.verdict == "pass"
+
+
+def test_the_size_it_was_trained_at_is_no_example(tmp_path):
+    torch.manual_seed(0)
+    sizes = ANY | {"dims": ["height=16:32:48/4", "width=16:32:48/4"]}
+    made = convert("generators.awkward:TrainedAtSixteen", to="onnx", output=tmp_path / "out", **sizes)
+    certificate = made.find("onnx").certificate
+    assert certificate.verdict == "pass"
+    assert {"batch": 1, "height": 16, "width": 16} in certificate.sizes

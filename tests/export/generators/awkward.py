@@ -239,6 +239,62 @@ class HalfSpectrum(nn.Module):
         return torch.fft.ihfft(z).real
 
 
+class NamedLikeOperators(nn.Module):
+    """arguments called like the operators that it uses"""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+
+    def forward(self, linear, view):
+        return self.first(linear).view(-1, 16) * 2 + view.view(-1, 16)[:, :1] * linear
+
+
+class SmallEpsilons(nn.Module):
+    """pooling under a mask that may be empty, and a logarithm of what may be zero"""
+
+    def forward(self, z, mask):
+        pooled = (z * mask).sum(1, keepdim=True) / (mask.sum(1, keepdim=True) + 1e-8)
+        return z * 1.000001 + pooled, torch.log(mask.mean(1) + 1e-10)
+
+
+class SampledRays(nn.Module):
+    """samples from a distribution function (NeRF's sample_pdf)"""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+
+    def forward(self, z):
+        cdf = torch.cumsum(torch.softmax(self.first(z), 1), 1)
+        u = torch.linspace(0.02, 0.98, 7).expand(z.shape[0], 7).contiguous()
+        right, left = torch.searchsorted(cdf, u, right=True), torch.searchsorted(torch.arange(4.0), z)
+        return cdf.gather(1, right.clamp(max=15)), left.float()
+
+
+class WritesIntoNoise(nn.Module):
+    """changes the noise that it drew"""
+
+    def forward(self, z):
+        noise = torch.rand(z.shape[0], 16)
+        noise[:, 0] = 0
+        return z + noise
+
+
+class TrainedAtSixteen(ConvBlock):
+    """one way at the size it was trained at, the general way elsewhere (SwinIR's attention masks)"""
+
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 3, 16, 16))
+
+    def forward(self, x):
+        position = self.position
+        if x.shape[-2:] != position.shape[-2:]:
+            position = F.interpolate(position, size=x.shape[-2:], mode="bicubic")
+        return torch.tanh(self.conv(x + position))
+
+
 class HiddenDraw(nn.Module):
     """an operator that draws by itself"""
 
