@@ -191,13 +191,8 @@ class _Run:
         feeds = draw(self.spec, chosen)
         truth = self.reference.run(feeds)
         self.done.append(chosen)
-        try:
-            value = self.candidate.run(feeds)
-        except GanExportError as error:
-            self._fail(f"at {told_sizes(chosen.sizes)} it does not run: {error}")
-            return
-        except Exception as error:  # noqa: BLE001 - engines raise their own classes
-            self._fail(f"at {told_sizes(chosen.sizes)} it does not run: {_line(error)}")
+        value = self._outputs(feeds, chosen.sizes)
+        if value is None:
             return
         for name, comparison in self.comparisons.items():
             self._compare(comparison, truth, value, name, number, chosen)
@@ -208,6 +203,16 @@ class _Run:
             self.deterministic = all(np.array_equal(value[n], again[n], equal_nan=_floating(again[n])) for n in value)
             if not self.deterministic:
                 self.failures.append("the same input twice gives two outputs: something in the file is random")
+
+    def _outputs(self, feeds: dict[str, Array], sizes: Mapping[str, int]) -> dict[str, Array] | None:
+        """The candidate's outputs; None, and a failure on record, where it does not run."""
+        try:
+            return self.candidate.run(feeds)
+        except GanExportError as error:
+            self._fail(f"at {told_sizes(sizes)} it does not run: {error}")
+        except Exception as error:  # noqa: BLE001 - engines raise their own classes
+            self._fail(f"at {told_sizes(sizes)} it does not run: {_line(error)}")
+        return None
 
     def mix(self, precision: str, min_psnr: float | None) -> None:
         """Put one sample among others, at another place in the batch: it has to stay what it was.
@@ -228,7 +233,9 @@ class _Run:
                 np.moveaxis(other[tensor.name], axis, 0)[-1] = np.moveaxis(first[tensor.name], axis, 0)[0]
             else:
                 other[tensor.name] = first[tensor.name]
-        alone, among = self.candidate.run(first), self.candidate.run(other)
+        alone, among = self._outputs(first, sizes), self._outputs(other, sizes)
+        if alone is None or among is None:
+            return
         failures = []
         for tensor in spec.outputs:
             if BATCH not in tensor.shape:

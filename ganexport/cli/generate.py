@@ -187,7 +187,8 @@ def _rebuild(path: Path) -> None:
 
 def _check_output(output: Path, options: dict[str, Any], asked: dict[str, Any]) -> None:
     """Refuse what cannot be written before anything is computed."""
-    from ganexport.artifact import writing
+    from ganexport.artifact import MANIFEST, writing
+    from ganexport.recipe import FILE
 
     if options["kind"] is None and options["shard_size"] is not None:
         raise UsageError("--shard-size needs --format")
@@ -201,7 +202,7 @@ def _check_output(output: Path, options: dict[str, Any], asked: dict[str, Any]) 
         require_writable(output)
         return
     with writing(output):
-        if any((output / name).is_file() for name in ("manifest.json", "recipe.toml")):
+        if any((output / name).is_file() for name in (MANIFEST, FILE)):
             raise OutputError(f"{output}: is an artifact or a run; choose another folder for what is made")
         if output.exists() and not output.is_dir():
             raise OutputError(f"{output}: is a file; a folder, or NAME.png for a grid, is wanted")

@@ -244,6 +244,20 @@ def test_a_sample_is_looked_for_among_others_on_any_axis(change, independent):
     assert ("others in its batch" in " ".join(certificate.failures)) is not independent
 
 
+def test_an_engine_that_fails_among_others_is_a_failure_and_no_crash():
+    class Late(Engine):
+        def run(self, feeds):
+            if self.calls > 2:  # the first call and its repetition ran
+                raise RuntimeError("out of scratch memory")
+            return super().run(feeds)
+
+    certificate = certify(
+        Late(), Engine(), SPEC, "fp32", reference_name="t", runtime="t", budget=1e-9, optimum=4
+    ).certificate
+    assert certificate.verdict == "fail"
+    assert "out of scratch memory" in " ".join(certificate.failures)
+
+
 def test_one_sample_a_call_has_no_others():
     alone = GeneratorSpec(SPEC.inputs, SPEC.outputs, (Dim("batch", 1, 1, 1), SPEC.dims[1]))
     certificate = certify(Engine(), Engine(), alone, "fp32", reference_name="t", runtime="t", optimum=2).certificate

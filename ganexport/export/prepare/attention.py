@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
-from ganexport.export.prepare._rewriting import Rewriting
+from ganexport.export.prepare._rewriting import Rewriting, arguments
 
 
 class FourDimensionalAttention(Rewriting):
@@ -23,7 +23,7 @@ class FourDimensionalAttention(Rewriting):
         """See :class:`Rewriting`."""
         if func is not F.scaled_dot_product_attention:
             return NotImplemented
-        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+        given = arguments(("query", "key", "value", "attn_mask"), args, kwargs)
         rank = given["query"].ndim
         if rank not in (2, 3) or len(args) > 4 or any(given[name].ndim != rank for name in ("key", "value")):
             return NotImplemented
