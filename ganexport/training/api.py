@@ -208,7 +208,8 @@ def _told_classes(images: ImageSet) -> str:
     if images.labels is None or not images.classes:
         return ""
     counts = np.bincount(images.labels, minlength=len(images.classes))
-    shown = [f"{i} {name} ({count:,})" for i, (name, count) in enumerate(zip(images.classes, counts, strict=False))]
+    named = zip(images.classes, counts, strict=False)
+    shown = [f"{name if name == str(i) else f'{i} {name}'} ({count:,})" for i, (name, count) in enumerate(named)]
     more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
     return f"{images.name}: {len(images):,} images; classes: {', '.join(shown[:20])}{more}"
 
